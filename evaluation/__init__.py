@@ -1,0 +1,1 @@
+"""Judging synthetic data: fidelity, utility, the federated evaluation, the release gate and the report."""

@@ -1,0 +1,240 @@
+"""The evaluation of a deployed run: two secure sums through the door, charged like everything else.
+
+1. ``evaluate: reference`` (training patients): (class x code) counts of each predictor. From their noised total the coordinator learns the real
+   reference scorecard.
+2. ``evaluate: hold-out`` (hold-out patients): 1-way tables, coarse 2-way tables, and for the scorecards learned from synthetic and
+   from real counts a (class x score bin) histogram each.
+
+The scorecards a site applies are public: they come from noised totals only. So a patient moves a few counts and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation import fidelity, scorecard
+from evaluation.target import Target, target
+from medsynx import codec
+from medsynx.codec import Codes
+from medsynx.generators.base import Arrays, Contribution, Patients, State, Total
+from medsynx.plan import PricedStep, Sensitivity, Step
+from medsynx.study import Study
+
+REFERENCE, HOLDOUT = "evaluate: reference", "evaluate: hold-out"
+UNIT = 1024  #: cargo units a count (see medsynx.privacy on the grid)
+COARSE = 4  #: groups a column has in the 2-way tables
+MAX_PAIRS = 300
+SCORE_WEIGHT = 4  #: score histograms are few and carry the AUC: they get less noise
+SOURCE = "hold-out, through the door (noised)"
+DRAWS = 200
+
+
+@dataclass(frozen=True)
+class Block:
+    """One table of the hold-out vector: its shape and its integer weight."""
+
+    name: str
+    shape: tuple[int, ...]
+    weight: int
+
+
+class HoldoutLayout:
+    """Which tables the hold-out vector holds, in order. Public: from the manifest alone."""
+
+    def __init__(self, study: Study) -> None:
+        self.sizes = codec.sizes(study)
+        self.task = target(study)
+        self.coarse = [coarse_map(k) for k in self.sizes]
+        self.groups = [int(m.max()) + 1 for m in self.coarse]
+        self.pairs = list(combinations(range(len(self.sizes)), 2))[:MAX_PAIRS]
+        self.blocks = [Block("one", (k,), 1) for k in self.sizes]
+        self.blocks += [Block("two", (self.groups[a], self.groups[b]), 1) for a, b in self.pairs]
+        self.blocks += [Block(n, (2, scorecard.BINS), SCORE_WEIGHT) for n in ("synthetic", "real") if self.task]
+        self.length = sum(math.prod(b.shape) for b in self.blocks)
+
+    def tables(self, codes: Codes, cards: Arrays) -> list[NDArray[np.float64]]:
+        """Every table of these records, in counts."""
+        coarse = np.stack([m[codes[:, j]] for j, m in enumerate(self.coarse)], axis=1) if len(codes) else codes
+        out = fidelity.one_way(codes, self.sizes)
+        out += [
+            fidelity.two_way(coarse, self.groups, p).reshape(self.groups[p[0]], self.groups[p[1]]) for p in self.pairs
+        ]
+        if self.task:
+            y = self.task.classes(codes)
+            for name in ("synthetic", "real"):
+                bins = scorecard.score_bins(codes, self.sizes, self.task, np.asarray(cards[name], float))
+                flat = np.bincount(y[y >= 0] * scorecard.BINS + bins[y >= 0], minlength=2 * scorecard.BINS)
+                out.append(flat.reshape(2, scorecard.BINS).astype(float))
+        return out
+
+    def join(self, tables: list[NDArray[np.float64]]) -> NDArray[np.int64]:
+        """Tables to one vector in units."""
+        scaled = [t.ravel() * b.weight * UNIT for t, b in zip(tables, self.blocks, strict=True)]
+        return np.concatenate(scaled).astype(np.int64)
+
+    def split(self, vector: NDArray[Any]) -> list[NDArray[np.float64]]:
+        """A vector in units back to tables in counts."""
+        cuts = np.cumsum([math.prod(b.shape) for b in self.blocks])[:-1]
+        parts = np.split(np.asarray(vector, float), cuts)
+        return [p.reshape(b.shape) / (b.weight * UNIT) for p, b in zip(parts, self.blocks, strict=True)]
+
+    def sensitivity(self, cap: int) -> Sensitivity:
+        """One patient with at most ``cap`` records, which may all fall in the same cells."""
+        squared = sum(b.weight**2 for b in self.blocks)
+        return Sensitivity(
+            l2=cap * UNIT * math.sqrt(squared),
+            linf=cap * UNIT * max(b.weight for b in self.blocks),
+            source="a record adds its block's weight to one cell of each table; the scorecards do not depend on hold-out patients",
+        )
+
+
+def coarse_map(size: int) -> NDArray[np.int64]:
+    """Code -> one of at most :data:`COARSE` groups of neighbouring codes, as equal in number as can be. ``missing`` joins the last group."""
+    groups = min(COARSE, size)
+    return (np.arange(size) * groups) // size
+
+
+class Evaluation:
+    """The two steps, with a family's verbs."""
+
+    def plan(self, study: Study) -> tuple[Step, ...]:
+        """The steps; without a target only the hold-out tables. Shares are set by :mod:`evaluation.programme`."""
+        cap, layout, steps = study.privacy.max_records_per_patient, HoldoutLayout(study), []
+        if layout.task:
+            size = sum(2 * layout.sizes[j] for j in layout.task.predictors)
+            bound = Sensitivity(
+                l2=cap * UNIT * math.sqrt(len(layout.task.predictors)),
+                linf=cap * UNIT,
+                source="a record adds one to one cell of each predictor's table",
+            )
+            steps.append(Step(REFERENCE, "secure-sum", "train", size, study.evaluation.reference_share, bound))
+        steps.append(Step(HOLDOUT, "secure-sum", "holdout", layout.length, 1.0, layout.sensitivity(cap)))
+        return tuple(steps)
+
+    def next_step(self, study: Study, state: State) -> Step | None:
+        """Reference first (its scorecard is applied in the hold-out step), then hold-out."""
+        steps = {s.name: s for s in self.plan(study)}
+        if REFERENCE in steps and "real" not in state.arrays:
+            return steps[REFERENCE]
+        return steps[HOLDOUT] if "holdout" not in state.arrays else None
+
+    def contribute(
+        self, study: Study, priced: PricedStep, state: State, patients: Patients, keep: Arrays
+    ) -> Contribution:
+        """The step's counts of this site, exact: the door adds the noise."""
+        layout = HoldoutLayout(study)
+        if priced.step.name == REFERENCE:
+            assert layout.task
+            tables = scorecard.class_tables(patients.codes, layout.sizes, layout.task)
+            return Contribution({"sum": (np.concatenate([t.ravel() for t in tables]) * UNIT).astype(np.int64)})
+        return Contribution({"sum": layout.join(layout.tables(patients.codes, state.arrays))})
+
+    def combine(self, study: Study, priced: PricedStep, state: State, total: Total) -> State:
+        """Reference: learn the real scorecard. Hold-out: keep the noised tables."""
+        if priced.step.name == REFERENCE:
+            layout = HoldoutLayout(study)
+            assert layout.task
+            cuts = np.cumsum([2 * layout.sizes[j] for j in layout.task.predictors])[:-1]
+            tables = [t.reshape(2, -1) / UNIT for t in np.split(total.arrays["sum"].astype(float), cuts)]
+            card = scorecard.weights(tables, total.noise_std / UNIT)
+            return State({**state.arrays, "real": card.astype(np.float32)}, state.facts)
+        facts = {**state.facts, "noise_std": total.noise_std}
+        return State({**state.arrays, "holdout": total.arrays["sum"]}, facts)
+
+
+def start(study: Study, synthetic: Codes) -> State:
+    """State before the evaluation: the scorecard learned from synthetic rows."""
+    task, sizes = target(study), codec.sizes(study)
+    if task is None:
+        return State()
+    card = scorecard.weights(scorecard.class_tables(synthetic, sizes, task))
+    return State({"synthetic": card.astype(np.float32)})
+
+
+def figures(study: Study, state: State, synthetic: Codes) -> dict[str, Any]:
+    """Figures from the noised hold-out tables.
+
+    Noise and the finite hold-out inflate a distance. ``floor`` is what a generator without any error would show (mean of seeded
+    draws with the known noise), ``noisy`` what was seen, and ``value`` the rest: sqrt(noisy^2 - floor^2), 0 at least. A distance is not ``reliable``
+    when the floor is more than 0.3; an AUC not when its noise (one standard deviation over draws) is more than 0.05.
+    """
+    layout, std = HoldoutLayout(study), float(state.facts["noise_std"])
+    seen = layout.split(state.arrays["holdout"])
+    cards = {n: state.arrays[n] for n in ("synthetic", "real") if n in state.arrays}
+    expected = layout.tables(synthetic, cards)
+    records = max(1.0, float(np.mean([t.sum() for t in seen[: len(layout.sizes)]])))
+    rng = np.random.default_rng(0)
+    out: dict[str, Any] = {}
+    for name, kind in (("tvd1", "one"), ("tvd2", "two")):
+        at = [i for i, b in enumerate(layout.blocks) if b.name == kind]
+        if at:
+            pairs = [(seen[i], expected[i]) for i in at]
+            out[name] = _distance(pairs, records, std / UNIT, rng)
+    for name, kind in (("tstr_auc", "synthetic"), ("trtr_auc", "real")):
+        found = [t for t, b in zip(seen, layout.blocks, strict=True) if b.name == kind]
+        out[name] = (
+            _auc(found[0], std / UNIT / SCORE_WEIGHT, rng)
+            if found
+            else {"value": None, "why": "the study has no target"}
+        )
+    for figure in out.values():
+        figure["source"] = SOURCE
+    return out
+
+
+def holdout_margins(study: Study, state: State) -> list[NDArray[np.float64]]:
+    """The noised 1-way hold-out tables as shares, for plots; negative cells count as none."""
+    layout = HoldoutLayout(study)
+    tables = [np.maximum(t, 0) for t in layout.split(state.arrays["holdout"])[: len(layout.sizes)]]
+    return [t / max(t.sum(), 1e-9) for t in tables]
+
+
+def pair_distances(study: Study, state: State, synthetic: Codes) -> dict[tuple[int, int], float]:
+    """Noisy distance of each coarse pair, for the heat map."""
+    layout = HoldoutLayout(study)
+    cards = {n: state.arrays[n] for n in ("synthetic", "real") if n in state.arrays}
+    seen, expected = layout.split(state.arrays["holdout"]), layout.tables(synthetic, cards)
+    at = [i for i, b in enumerate(layout.blocks) if b.name == "two"]
+    return {p: _tvd(seen[i], expected[i]) for p, i in zip(layout.pairs, at, strict=True)}
+
+
+def _tvd(seen: NDArray[np.float64], expected: NDArray[np.float64]) -> float:
+    clipped = np.maximum(seen, 0)
+    return fidelity.tvd(clipped, expected) if clipped.sum() > 0 else 1.0
+
+
+def _distance(
+    pairs: list[tuple[NDArray[np.float64], NDArray[np.float64]]], records: float, std: float, rng: np.random.Generator
+) -> dict[str, Any]:
+    noisy = float(np.mean([_tvd(s, e) for s, e in pairs]))
+    floors = []
+    for _ in range(max(5, DRAWS // len(pairs))):
+        drawn = []
+        for _, expected in pairs:
+            share = (expected / expected.sum()).ravel()
+            draw = rng.multinomial(round(records), share) + rng.normal(0, std, share.size)
+            drawn.append(_tvd(draw, expected.ravel()))
+        floors.append(np.mean(drawn))
+    floor = float(np.mean(floors))
+    value = math.sqrt(max(0.0, noisy**2 - floor**2))
+    return {"value": value, "noisy": noisy, "floor": floor, "reliable": floor <= 0.3}
+
+
+def _auc(histogram: NDArray[np.float64], std: float, rng: np.random.Generator) -> dict[str, Any]:
+    value = scorecard.auc(histogram)
+    base = {"learner": "naive Bayes scorecard"}
+    if value is None:
+        return {"value": None, "why": "noise leaves no count in one class", "reliable": False, **base}
+    clean = np.maximum(histogram, 0)
+    again = [scorecard.auc(clean + rng.normal(0, std, clean.shape)) for _ in range(DRAWS)]
+    spread = float(np.std([a for a in again if a is not None] or [1.0]))
+    return {"value": value, "plus_minus": spread, "reliable": spread <= 0.05, **base}
+
+
+__all__ = ["HOLDOUT", "REFERENCE", "Evaluation", "HoldoutLayout", "Target", "coarse_map", "figures", "start"]

@@ -1,0 +1,28 @@
+"""The release gate: a study's thresholds against what the evaluation found. Fails closed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from medsynx.study import GateSpec
+
+
+def check(gate: GateSpec, figures: dict[str, Any] | None) -> dict[str, Any]:
+    """``{"passed", "checks"}``: a threshold whose figure is absent or not reliable is not met. Without thresholds the gate is open."""
+    checks = []
+    for figure, threshold, smaller_is_better in (
+        ("tvd1", gate.max_tvd1, True),
+        ("tvd2", gate.max_tvd2, True),
+        ("tstr_auc", gate.min_tstr_auc, False),
+    ):
+        if threshold is None:
+            continue
+        found = (figures or {}).get(figure) or {}
+        value = found.get("value")
+        met = (
+            value is not None
+            and found.get("reliable", True)
+            and (value <= threshold if smaller_is_better else value >= threshold)
+        )
+        checks.append({"name": figure, "threshold": threshold, "value": value, "passed": bool(met)})
+    return {"passed": all(c["passed"] for c in checks), "checks": checks}

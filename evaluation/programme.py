@@ -1,0 +1,42 @@
+"""The whole programme of a study: its family's steps, then the evaluation's, priced together. What a privacy officer approves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+from evaluation.federated import HOLDOUT, REFERENCE, Evaluation
+from medsynx.generators import get_family
+from medsynx.plan import Plan, Step
+from medsynx.privacy import calibrate
+from medsynx.study import Study
+
+
+def is_evaluation(step: Step) -> bool:
+    """Whether a step belongs to the evaluation."""
+    return step.name in (REFERENCE, HOLDOUT)
+
+
+def full_plan(study: Study) -> tuple[Step, ...]:
+    """Every step of a run, in order.
+
+    With a federated evaluation the family trains on training patients and leaves ``reference_share`` of their budget to the
+    reference step; hold-out patients spend theirs on the hold-out step. Without one, every patient trains.
+    """
+    steps = get_family(study.family.name).plan(study)
+    if not study.evaluation.federated:
+        return tuple(replace(s, part="all") for s in steps)
+    judged = Evaluation().plan(study)
+    left = 1 - sum(s.share for s in judged if s.part == "train")
+    return tuple(replace(s, share=s.share * left) for s in steps) + judged
+
+
+@lru_cache(maxsize=64)
+def _priced(digest: str, study_json: str) -> Plan:
+    study = Study.model_validate_json(study_json)
+    return calibrate(study.privacy, full_plan(study))
+
+
+def priced_plan(study: Study) -> Plan:
+    """The calibrated plan; both sides compute it from the manifest and must agree."""
+    return _priced(study.digest, study.model_dump_json())

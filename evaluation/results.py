@@ -1,0 +1,61 @@
+"""``evaluation.json``: everything the report shows and the server summarises, as plain JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from evaluation import fidelity, gate
+from evaluation.federated import holdout_margins, pair_distances
+from medsynx import codec
+from medsynx.codec import Codes
+from medsynx.generators.base import State
+from medsynx.study import Study
+
+
+def build(
+    study: Study,
+    *,
+    figures: dict[str, Any] | None,
+    direct: dict[str, Any] | None,
+    judged: State | None,
+    synthetic: Codes,
+    rounds: list[dict[str, Any]],
+    sites: list[str],
+    privacy: dict[str, Any],
+) -> dict[str, Any]:
+    """Assemble the evaluation.
+
+    Args:
+        figures: from the federated evaluation, or None.
+        direct: from real rows outside the door, or None.
+        judged: state of the federated evaluation, for the plots.
+        synthetic: rows drawn for the evaluation.
+    """
+    names, sizes = list(study.data_columns), codec.sizes(study)
+    real = holdout_margins(study, judged) if judged else [None] * len(names)
+    made = fidelity.one_way(synthetic, sizes)
+    pairs = pair_distances(study, judged, synthetic) if judged else {}
+    return {
+        "study": {"name": study.name, "title": study.title, "digest": study.digest, "family": study.family.name},
+        "figures": figures or {},
+        "direct": direct,
+        "gate": gate.check(study.gate, figures),
+        "columns": [
+            {
+                "name": n,
+                "title": c.title,
+                "labels": codec.labels(c),
+                "real_noised": None if r is None else _rounded(r),
+                "synthetic": _rounded(m / max(m.sum(), 1)),
+            }
+            for (n, c), r, m in zip(study.data_columns.items(), real, made, strict=True)
+        ],
+        "pairs": [{"a": names[a], "b": names[b], "tvd": round(v, 4)} for (a, b), v in pairs.items()],
+        "rounds": rounds,
+        "sites": sites,
+        "privacy": privacy,
+    }
+
+
+def _rounded(values: Any) -> list[float]:
+    return [round(float(v), 5) for v in values]

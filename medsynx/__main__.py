@@ -1,0 +1,5 @@
+"""``python -m medsynx``: the command line."""
+
+from medsynx.cli import main
+
+main()

@@ -1,0 +1,86 @@
+"""One table of everything that can be refused: code, exit status, remedy.
+
+Every error MedSynX raises on purpose is a :class:`MedsynxError` with a code of this table. A message names columns, files, counts and codes;
+it never contains a patient's value, because refusals travel to the coordinator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+#: code -> (exit status of the command line, remedy shown when the raiser has no better one)
+CODES: dict[str, tuple[int, str]] = {
+    # study manifest (10-19)
+    "study-invalid": (10, "Correct the listed paths, then run `medsynx study check FILE` again."),
+    "study-unreadable": (11, "Give a YAML or JSON file with one study manifest."),
+    # tables (20-29)
+    "table-unreadable": (20, "Save the table as UTF-8 CSV or Parquet with one header line."),
+    "table-empty": (21, "Give a table with at least one row."),
+    "column-missing": (22, "Add the column to the table, or take it out of the study's dictionary."),
+    "column-unknown": (23, "Drop the column, add it to the dictionary, or run without --strict."),
+    "column-type": (24, "Correct the cells, or declare their spelling under `missing_values`."),
+    "level-unknown": (25, "Add the level to the dictionary, or run without --strict (it then counts as `other`)."),
+    "value-not-finite": (26, "Replace infinities by an empty cell or a value within the bounds."),
+    "patients-too-few": (27, "Join with more patients, or ask the privacy officer to change `minimum_patients`."),
+    "patient-duplicate": (
+        28,
+        "One row a patient is declared: merge the rows or raise `privacy.max_records_per_patient`.",
+    ),
+    # door, policy, ledger (30-39)
+    "study-not-approved": (30, "Let the site's privacy officer read the study and run `medsynx site approve STUDY`."),
+    "policy-refused": (31, "The site's policy does not allow this study; see `configs/site.yaml`."),
+    "budget-exceeded": (32, "Lower the study's epsilon, or ask the privacy officer for a larger lifetime budget."),
+    "step-not-planned": (33, "The run asks for something the approved plan does not contain; report it to the site."),
+    "step-replayed": (34, "A step of a run is answered once; start a new run."),
+    "ledger-broken": (35, "Stop. The ledger's hash chain does not verify: restore it from a back-up and ask why."),
+    "cargo-malformed": (36, "The contribution does not have the planned size or bounds; report it to MedSynX."),
+    "budget-impossible": (
+        37,
+        "No noise meets this epsilon and delta; raise epsilon or delta, or lower the number of steps.",
+    ),
+    # federation (40-49)
+    "quorum-lost": (40, "Bring the missing sites back online, or lower `rounds.quorum` in a new study."),
+    "federation-unreachable": (41, "Check that the federation's services run and that the port is free."),
+    "reply-invalid": (42, "A site's answer had the wrong shape or values and was left out; look at its log."),
+    "site-failed": (43, "Look at the site's own log: its error is never sent."),
+    # bundle and sampling (50-59)
+    "bundle-unreadable": (50, "Give a bundle file written by MedSynX."),
+    "bundle-signature": (51, "Do not use this bundle: fetch it again from its coordinator, or give the right --key."),
+    "bundle-changed": (52, "Do not use this bundle: a file in it is not the one that was signed."),
+    "bundle-not-private": (53, "Noise was off or seeded in this run; run the study again without test switches."),
+    "rows-invalid": (54, "Ask for between 1 and 10,000,000 rows."),
+    # server (60-69)
+    "server-not-initialised": (60, "Run `medsynx server init` first."),
+    "server-exists": (61, "The server is already set up; delete its folder to start over."),
+    "login-failed": (62, "Check the e-mail address and password."),
+    "token-invalid": (63, "Sign in again."),
+    "forbidden": (64, "Ask an administrator for the role this needs."),
+    "not-found": (65, "Check the identifier."),
+    "not-released": (66, "A coordinator must release the generator first."),
+    "gate-closed": (67, "The evaluation does not meet the study's release gate; see the report."),
+    "request-invalid": (68, "Correct the request as described."),
+    "too-many-requests": (69, "Wait a minute."),
+    # this machine (70-79)
+    "install-incomplete": (70, "Install the extra this command needs, for example `pip install medsynx[demo]`."),
+    "file-exists": (71, "Choose another path or remove the file."),
+    "interrupted": (130, "Stopped on request."),
+}
+
+
+class MedsynxError(Exception):
+    """A refusal with a code, a sentence and a remedy.
+
+    Args:
+        code: a key of :data:`CODES`.
+        message: one sentence; never a patient's value.
+        hint: a remedy for this case; the table's when omitted.
+        details: further lines, for example every wrong path of a manifest.
+    """
+
+    def __init__(self, code: str, message: str, *, hint: str | None = None, details: Sequence[str] = ()) -> None:
+        self.exit_status, default_hint = CODES[code]
+        self.code, self.message, self.hint, self.details = code, message, hint or default_hint, tuple(details)
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.message} [{self.code}]", *(f"  {line}" for line in self.details)])

@@ -1,0 +1,20 @@
+"""Generator families: one file each, all with the same five verbs (:mod:`medsynx.generators.base`)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from medsynx.generators.base import Family
+
+#: family name -> "module:class"; a new family is one new file and one line here.
+FAMILIES: dict[str, str] = {
+    "marginals": "medsynx.generators.marginals:Marginals",
+    "dp-gan": "medsynx.generators.dp_gan:DpGan",
+}
+
+
+def get_family(name: str) -> Family:
+    """The family of this name. Raises KeyError for an unknown one; a study never holds one."""
+    module, _, attribute = FAMILIES[name].partition(":")
+    family: Family = getattr(import_module(module), attribute)()
+    return family

@@ -1,0 +1,29 @@
+"""The two messages of a run, whatever carries them: what the coordinator asks and what a site answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from medsynx.generators.base import Arrays, State
+
+
+@dataclass(frozen=True)
+class Request:
+    """One step asked of one site. It names the study by digest only: the site reads the manifest it approved, never one that arrives."""
+
+    run: str
+    study_digest: str
+    step: str
+    state: State
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A site's answer: cargo, or the code of its refusal (a key of :data:`medsynx.errors.CODES`) without any message.
+
+    ``private`` is False when this site ran with noise off.
+    """
+
+    arrays: Arrays = field(default_factory=dict)
+    refusal: str | None = None
+    private: bool = True

@@ -1,0 +1,104 @@
+"""``medsynx simulate`` and ``medsynx demo``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from strategies.rounds import Progress
+
+simulate_app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
+demo_app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@simulate_app.command()
+def simulate(
+    study: Annotated[Path, typer.Argument(help="Study manifest, YAML or JSON.")],
+    site: Annotated[list[Path], typer.Option(help="One table a site; repeat it.")],
+    out: Annotated[Path, typer.Option(help="Folder for bundle and report.")],
+    holdout: Annotated[
+        Path | None, typer.Option(help="A table no site holds: adds figures computed directly, which are not private.")
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Another family than the manifest's, with its default parameters.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Fixes the rows that the direct figures judge. Privacy noise is never seeded.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse unknown columns and levels instead of leaving them out.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Run a study over tables in one process: the same site and strategy code as a deployed run.
+
+    Vectors are added in the open here: that stands in for a secure sum and hides nothing from whoever runs it.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    from medsynx.study import load_study
+    from onehost.simulate import simulate as run
+
+    console = Console(stderr=True)
+    manifest = load_study(study)
+    if family and family != manifest.family.name:
+        manifest = manifest.with_family(family)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+    )
+    with Bar(*columns, console=console, transient=True, disable=as_json) as bar:
+        task = bar.add_task("reading tables", total=1)
+
+        def watch(progress: Progress) -> None:
+            bar.update(task, description=progress.step, completed=progress.round, total=progress.rounds)
+
+        result = run(manifest, site, out, holdout=holdout, seed=seed, strict=strict, watch=watch)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        _show(result)
+
+
+def _show(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for line in result["warnings"]:
+        console.print(f"[yellow]{line}")
+    table = Table(title=f"{result['study']} ({result['family']})", show_header=False)
+    table.add_row("sites, patients", f"{result['sites']}, {result['patients']:,}")
+    table.add_row("rounds, seconds", f"{result['rounds']}, {result['seconds']}")
+    table.add_row(
+        "epsilon (researcher / coordinator)",
+        f"{result['epsilon']:.3g} / {result['epsilon_coordinator']:.3g}, delta {result['delta']:g}",
+    )
+    for source, figures in result["figures"].items():
+        if figures:
+            note = "not private" if source == "direct" else "through the door, noised"
+            table.add_row(
+                f"TVD 1-way / 2-way ({source})", f"{number(figures, 'tvd1')} / {number(figures, 'tvd2')}  ({note})"
+            )
+            table.add_row(
+                f"AUC TSTR / TRTR ({source})", f"{number(figures, 'tstr_auc')} / {number(figures, 'trtr_auc')}"
+            )
+    table.add_row("bytes a site", f"{result['bytes_per_site']:,}")
+    table.add_row("bundle", result["bundle"])
+    table.add_row("report", result["report"])
+    console.print(table)
+
+
+def number(figures: dict[str, Any], name: str) -> str:
+    """A figure for people: three digits, a dash when there is none."""
+    figure = figures.get(name) or {}
+    value = figure.get("value")
+    return "-" if value is None else f"{value:.3f}" + ("" if figure.get("reliable", True) else " (?)")

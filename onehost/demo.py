@@ -1,0 +1,136 @@
+"""``medsynx demo``: four hospitals, a coordinator, a server and a researcher on one machine, each in processes of its own.
+
+A real table goes through the deployed runtime (SuperLink and SuperNodes over TLS, site executors, the REST server) and ends as a released generator,
+a download through the API and a report.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medsynx.bundle import new_key
+from medsynx.errors import MedsynxError
+from medsynx.study import Study, parse_study
+from onehost.federation import LocalFederation
+from onehost.hospitals import deal_flchain
+from onehost.processes import Supervisor, free_port
+from onehost.researcher import Client
+from site_agent.policy import Dataset, Limits, SiteFolder, SitePolicy
+from strategies.coordinator import CoordinatorFolder
+
+ADMIN, RESEARCHER = "admin@demo.example", "researcher@demo.example"
+ROWS = 1000
+
+
+@dataclass
+class Stage:
+    """Everything the demo puts in its folder."""
+
+    folder: Path
+    study: Study
+    sites: dict[str, Path]
+    coordinator: Path
+    server: Path
+    password_file: Path
+    patients: int
+
+
+def set_up(folder: Path, family: str | None) -> Stage:
+    """Deal the table, set up four sites that approve the study, a coordinator and a server folder. The folder is made anew."""
+    if folder.exists():
+        if not (folder / "demo.json").exists() and any(folder.iterdir()):
+            raise MedsynxError("file-exists", f"{folder} exists and is not a demo's folder")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / "demo.json").write_text("{}")
+    study = parse_study(yaml.safe_load(files("onehost").joinpath("demo-study.yaml").read_text("utf-8")))
+    if family:
+        study = study.with_family(family)
+    tables = deal_flchain(folder / "tables")
+    limits = Limits(
+        epsilon_per_study=study.privacy.epsilon, epsilon_lifetime=study.privacy.epsilon, families=(study.family.name,)
+    )
+    sites = {}
+    for name, table in tables.items():
+        policy = SitePolicy(site=name, datasets={"flchain": Dataset(path=table.resolve())}, limits=limits)
+        SiteFolder.create(folder / "sites" / name, policy).approve(study, "flchain")
+        sites[name] = folder / "sites" / name
+    coordinator = folder / "coordinator"
+    CoordinatorFolder(coordinator).add_study(study)
+    new_key(coordinator / "signing.pem")
+    password_file = folder / "password"
+    password_file.touch(mode=0o600)
+    password_file.write_text(secrets.token_urlsafe(12))
+    patients = sum(max(0, sum(1 for _ in table.open("rb")) - 1) for table in tables.values())
+    return Stage(folder, study, sites, coordinator, folder / "server", password_file, patients)
+
+
+def start_server(stage: Stage, supervisor: Supervisor, tls: dict[str, Path], run: Callable[..., str]) -> str:
+    """Initialise and start the REST server; tells the coordinator where it is. Returns its URL."""
+    base = ["--dir", str(stage.server)]
+    password = ["--password-file", str(stage.password_file)]
+    run("server", "init", *base, "--email", ADMIN, *password)
+    run("server", "user", "add", *base, "--email", RESEARCHER, "--role", "researcher", *password)
+    run("server", "trust", *base, str(stage.coordinator / "signing.pem.pub"))
+    token = run("server", "token", "create", *base, "--name", "demo-coordinator").split()[-1]
+    port = free_port()
+    url = f"https://localhost:{port}"
+    command = [
+        "server",
+        "serve",
+        *base,
+        "--port",
+        str(port),
+        "--tls-cert",
+        str(tls["cert"]),
+        "--tls-key",
+        str(tls["key"]),
+    ]
+    supervisor.start("server", [sys.executable, "-m", "medsynx", *command], stage.folder / "logs" / "server.log")
+    registry = stage.coordinator / "registry.json"
+    registry.touch(mode=0o600)
+    registry.write_text(json.dumps({"url": url, "token": token, "ca": str(tls["ca"])}))
+    return url
+
+
+def download(stage: Stage, url: str, ca: Path, generator: str) -> dict[str, Path]:
+    """What people do with a finished run: the coordinator releases it, the researcher takes rows and the report."""
+    password = stage.password_file.read_text()
+    with Client(url, ca) as coordinator:
+        coordinator.sign_in(ADMIN, password)
+        coordinator.release(generator)
+    rows, report = stage.folder / "synthetic.csv", stage.folder / "report.html"
+    with Client(url, ca) as researcher:
+        researcher.sign_in(RESEARCHER, password)
+        researcher.samples(generator, ROWS, rows)
+        researcher.report(generator, report)
+    return {"rows": rows, "report": report}
+
+
+def conduct(stage: Stage, federation: LocalFederation, watch: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Start the run and follow it to its end. Raises what the run's own result says when it failed."""
+    name, folder = f"demo-{secrets.token_hex(3)}", CoordinatorFolder(stage.coordinator)
+    steps = 3 + int(stage.study.family.parameters.get("rounds", 20 if stage.study.family.name == "dp-gan" else 1))
+    until = time.monotonic() + stage.study.rounds.deadline_seconds * (steps + 1)
+    federation.start(stage.study.digest, name)
+    while (result := folder.result(name)) is None:
+        if progress := folder.progress(name):
+            watch(progress)
+        if time.monotonic() > until:
+            raise MedsynxError("quorum-lost", "the run did not end within its deadlines")
+        federation.check()
+        time.sleep(0.3)
+    if result["status"] != "finished":
+        raise MedsynxError(result["code"], result["message"], hint=f"Look at the logs in {stage.folder / 'logs'}.")
+    return result

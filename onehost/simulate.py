@@ -1,0 +1,170 @@
+"""``medsynx simulate``: the same strategy and site code as a deployed run, in one process and without sockets.
+
+Each CSV becomes a site with its own folder, policy, key and ledger under ``OUT/sites``. Noise is the operating system's, always; a seed only fixes
+what is public.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation import direct
+from medsynx import codec
+from medsynx.bundle import new_key
+from medsynx.codec import Codes
+from medsynx.errors import MedsynxError
+from medsynx.study import Study
+from medsynx.tables import read_table
+from site_agent.ingest import LocalTable, prepare
+from site_agent.policy import Dataset, Limits, SiteFolder, SitePolicy
+from site_agent.service import SiteService
+from strategies.in_process import InProcessFederation
+from strategies.publish import epsilons, publish
+from strategies.rounds import Progress, Run
+
+MINIMUM_PATIENTS = 20
+
+
+@dataclass
+class SimulatedSite:
+    """One hospital of a simulation."""
+
+    name: str
+    folder: SiteFolder
+    table: LocalTable
+
+
+def make_sites(
+    study: Study, tables: list[Path], folder: Path, *, strict: bool, noise: bool = True
+) -> list[SimulatedSite]:
+    """A site folder for each table, with the study approved. Tables are read and checked before anything runs.
+
+    Raises:
+        MedsynxError: what is wrong with a table, with its name in front.
+    """
+    limits = Limits(
+        epsilon_per_study=study.privacy.epsilon,
+        epsilon_lifetime=study.privacy.epsilon,
+        delta=study.privacy.delta,
+        minimum_patients=MINIMUM_PATIENTS,
+        families=(study.family.name,),
+        trust=(study.privacy.trust,),
+    )
+    sites = []
+    for number, path in enumerate(tables, start=1):
+        name = f"site-{number:02d}"
+        policy = SitePolicy(
+            site=name, datasets={"table": Dataset(path=path.resolve())}, limits=limits, testing_without_noise=not noise
+        )
+        site = SiteFolder.create(folder / name, policy)
+        frame = read_table(path)
+        try:
+            table = prepare(frame, study, site.key(), strict=strict)
+            table.require(MINIMUM_PATIENTS)
+        except MedsynxError as error:
+            raise MedsynxError(error.code, f"{path.name}: {error.message}", hint=error.hint) from None
+        site.approve(study, "table")
+        sites.append(SimulatedSite(name, site, table))
+    return sites
+
+
+def simulate(
+    study: Study,
+    tables: list[Path],
+    out: Path,
+    *,
+    holdout: Path | None = None,
+    seed: int | None = None,
+    strict: bool = False,
+    noise: bool = True,
+    watch: Callable[[Progress], None] = lambda progress: None,
+) -> dict[str, Any]:
+    """Run a study over tables and publish its bundle.
+
+    Args:
+        out: folder for bundle, report and sites' folders; made when absent, its ``sites`` folder is made anew.
+        holdout: a table the sites never see, for figures computed directly (not private).
+        seed: fixes the synthetic rows drawn for the direct figures; never the privacy noise.
+        noise: False only in tests; the bundle is then marked as not private.
+
+    Returns:
+        The object that ``--json`` prints.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out / "sites", ignore_errors=True)
+    sites = make_sites(study, tables, out / "sites", strict=strict, noise=noise)
+    held_out = codec.encode(read_table(holdout), study, strict=strict)[0] if holdout else None
+    services = {s.name: SiteService(s.folder, simulated=True, strict=strict) for s in sites}
+    federation = InProcessFederation({name: service.answer for name, service in services.items()})
+    outcome = Run(study, federation, f"sim-{secrets.token_hex(4)}", watch).conduct()
+
+    figures = _direct(study, sites, held_out, outcome.artefact, seed) if held_out is not None else None
+    key = out / "signing.pem"
+    if not key.exists():
+        new_key(key)
+    bundle, report, evaluation = publish(outcome, out, key, simulated=True, direct=figures)
+    researcher, coordinator = epsilons(evaluation["privacy"])
+    chosen, source = (figures, "direct") if figures else (outcome.figures or {}, "federated")
+    return {
+        "study": study.name,
+        "digest": study.digest,
+        "family": study.family.name,
+        "seconds": round(outcome.seconds, 2),
+        "rounds": len(outcome.rounds),
+        "sites": len(sites),
+        "patients": sum(s.table.parts["all"].count for s in sites),
+        "private": outcome.private,
+        "epsilon": researcher if math.isfinite(researcher) else None,
+        "epsilon_coordinator": coordinator if math.isfinite(coordinator) else None,
+        "delta": study.privacy.delta,
+        **{name: _value(chosen, name) for name in ("tvd1", "tvd2", "tstr_auc", "trtr_auc")},
+        "figures_source": source,
+        "figures": {"direct": figures, "federated": outcome.figures},
+        "gate": evaluation["gate"],
+        "bytes_per_site": outcome.bytes_per_site,
+        "bundle": str(bundle),
+        "report": str(report),
+        "warnings": _warnings(sites),
+    }
+
+
+def _value(figures: dict[str, Any], name: str) -> float | None:
+    value = figures.get(name, {}).get("value")
+    return None if value is None else round(float(value), 4)
+
+
+def _direct(
+    study: Study, sites: list[SimulatedSite], held_out: Codes, artefact: Any, seed: int | None
+) -> dict[str, Any]:
+    from medsynx.samplers import open_sampler
+
+    part = "train" if study.evaluation.federated else "all"
+    train = np.concatenate([s.table.parts[part].codes for s in sites])  # type: ignore[index]
+    sampler = open_sampler(artefact.sampler, artefact.files, study)
+    return direct.figures(study, train, held_out, sampler.sample(max(len(train), 1000), np.random.default_rng(seed)))
+
+
+def _warnings(sites: list[SimulatedSite]) -> list[str]:
+    """What encoding did to the tables, in sentences. Printed by the operator of the simulation, who owns the tables."""
+    out = []
+    for site in sites:
+        report = site.table.report
+        if report.dropped_columns:
+            out.append(f"{site.name}: not in the dictionary, left out: {', '.join(report.dropped_columns)}")
+        out += [f"{site.name}: {n} cells of {c} out of bounds, clipped" for c, n in report.clipped.items() if n]
+        out += [
+            f"{site.name}: {n} cells of {c} hold no level of the dictionary, counted as other"
+            for c, n in report.other.items()
+            if n
+        ]
+        if site.table.capped:
+            out.append(f"{site.name}: {site.table.capped} records above the cap a patient, left out")
+    return out

@@ -1,0 +1,23 @@
+"""The audit log: what left this hospital (name, shape, type, bytes, hash) and what was refused (code). Durable before the bytes move."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from site_agent.chain import Chain
+
+
+class Audit:
+    """Append-only and hash-chained; one file a site."""
+
+    def __init__(self, path: Path) -> None:
+        self.chain = Chain(path)
+
+    def released(self, study: str, run: str, step: str, arrays: dict[str, dict[str, Any]]) -> None:
+        """Arrays are about to leave."""
+        self.chain.append({"kind": "released", "study": study, "run": run, "step": step, "arrays": arrays})
+
+    def refused(self, study: str, run: str, step: str, code: str) -> None:
+        """A request was refused with this code. What was asked is cut to a sane length: it came from outside."""
+        self.chain.append({"kind": "refused", "study": study[:64], "run": run[:64], "step": step[:64], "code": code})

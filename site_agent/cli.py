@@ -1,0 +1,156 @@
+"""``medsynx site``: what hospital IT and the privacy officer do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medsynx.errors import MedsynxError
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+Folder = Annotated[Path, typer.Option("--dir", help="The site's folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object for scripts.")]
+
+
+@app.command()
+def init(
+    dir: Folder,
+    name: Annotated[str, typer.Option(help="The site's name: lower case letters, digits, dashes.")],
+    table: Annotated[Path, typer.Option(help="The table to register as data set `table` (CSV or Parquet).")],
+) -> None:
+    """Make a site folder with a strict policy (`site.yaml`), a secret key and an empty ledger."""
+    from pydantic import ValidationError
+
+    from medsynx.tables import read_table
+    from site_agent.policy import Dataset, SiteFolder, SitePolicy
+
+    read_table(table)
+    try:
+        policy = SitePolicy(site=name, datasets={"table": Dataset(path=table.resolve())})
+    except ValidationError:
+        raise MedsynxError(
+            "policy-refused", f"{name!r} is not a site name", hint="Use lower case letters, digits and dashes."
+        ) from None
+    SiteFolder.create(dir, policy)
+    typer.echo(f"site {name} set up in {dir}; read and edit {dir / 'site.yaml'} before you approve a study")
+
+
+@app.command()
+def check(
+    dir: Folder,
+    study: Annotated[Path, typer.Argument(help="Study manifest.")],
+    dataset: Annotated[str, typer.Option(help="A data set of site.yaml.")] = "table",
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse unknown columns and levels.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read the data set by the study's dictionary and show what would be clipped, unseen or missing. Sends nothing."""
+    from medsynx.study import load_study
+    from medsynx.tables import read_table
+    from site_agent.ingest import prepare
+    from site_agent.policy import SiteFolder, check_policy
+
+    folder, manifest = SiteFolder(dir), load_study(study)
+    policy = folder.policy()
+    check_policy(policy, manifest, dataset)
+    table = prepare(read_table(dir / policy.datasets[dataset].path), manifest, folder.key(), strict=strict)
+    table.require(policy.limits.minimum_patients)
+    report = table.report
+    if as_json:
+        counts = {"clipped": report.clipped, "other": report.other, "missing": report.missing}
+        typer.echo(
+            json.dumps(
+                {
+                    "patients": table.parts["all"].count,
+                    "dropped_columns": report.dropped_columns,
+                    **counts,
+                    "capped": table.capped,
+                }
+            )
+        )
+        return
+    typer.echo(f"{table.parts['all'].count} patients, {report.rows} rows; {table.capped} rows above the cap a patient")
+    if report.dropped_columns:
+        typer.echo(f"not in the dictionary, left out: {', '.join(report.dropped_columns)}")
+    for what, by_column in (
+        ("out of bounds, clipped", report.clipped),
+        ("no level of the dictionary", report.other),
+        ("missing", report.missing),
+    ):
+        for column, count in by_column.items():
+            if count:
+                typer.echo(f"  {column}: {count} {what}")
+
+
+@app.command()
+def approve(
+    dir: Folder,
+    study: Annotated[Path, typer.Argument(help="Study manifest, as read by the privacy officer.")],
+    dataset: Annotated[str, typer.Option(help="A data set of site.yaml.")] = "table",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Privacy officer: approve exactly this study, by its digest, for one data set."""
+    from evaluation.programme import priced_plan
+    from medsynx.privacy import guarantees
+    from medsynx.study import load_study
+    from site_agent.policy import SiteFolder
+
+    manifest = load_study(study)
+    plan = priced_plan(manifest)
+    typer.echo(f"{manifest.name}  {manifest.digest}")
+    for s in plan.steps:
+        typer.echo(
+            f"  {s.step.name}: {s.step.size:,} numbers of {s.step.part} patients leave as {s.step.cargo}, noise x{s.noise_multiplier:.3g}"
+        )
+    for g in guarantees(manifest.privacy, manifest.rounds.quorum, plan):
+        typer.echo(f"  epsilon {g.epsilon:.3g} against the {g.adversary}, delta {g.delta:g}, per {g.unit}")
+    if not yes:
+        typer.confirm("Approve this study?", abort=True)
+    SiteFolder(dir).approve(manifest, dataset)
+    typer.echo("approved")
+
+
+@app.command()
+def ledger(dir: Folder, as_json: AsJson = False) -> None:
+    """Show what each data set's patients have spent, after the hash chain was verified."""
+    from site_agent.ledger import Ledger
+    from site_agent.policy import SiteFolder
+
+    policy = SiteFolder(dir).policy()
+    book = Ledger(dir / "ledger.sqlite")
+    spent = {name: book.spent(name, policy.budget.delta) for name in policy.datasets}
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    "delta": policy.budget.delta,
+                    "limit": policy.budget.epsilon,
+                    "spent": spent,
+                    "entries": book.chain.entries(),
+                }
+            )
+        )
+        return
+    for name, value in spent.items():
+        typer.echo(f"{name}: epsilon {value:.3g} of {policy.budget.epsilon:g} spent, delta {policy.budget.delta:g}")
+    for e in book.chain.entries():
+        if e["kind"] == "reserve":
+            typer.echo(f"  {e['at'][:19]}  {e['dataset']}  {e['study'][:12]}  {e['run']}  {e['step']}")
+
+
+@app.command()
+def audit(dir: Folder, as_json: AsJson = False) -> None:
+    """Show everything that left this site or was refused, after the hash chain was verified."""
+    from site_agent.audit import Audit
+
+    entries = Audit(dir / "audit.sqlite").chain.entries()
+    if as_json:
+        typer.echo(json.dumps(entries))
+        return
+    for e in entries:
+        what = e.get("code") or ", ".join(
+            f"{n}: {a['bytes']:,} bytes, sha256 {a['sha256'][:12]}" for n, a in e["arrays"].items()
+        )
+        typer.echo(f"{e['at'][:19]}  {e['kind']}  {e['run']}  {e['step']}  {what}")

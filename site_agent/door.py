@@ -1,0 +1,160 @@
+"""The door: the only way out of a hospital.
+
+``admit`` decides before any record is touched (approved? planned? allowed? affordable? then reserve), ``release`` turns a raw contribution into
+:class:`Cargo` (bound, noise, audit, settle). Cargo is made here and nowhere else, and nothing else leaves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.programme import priced_plan
+from medsynx.errors import MedsynxError
+from medsynx.generators.base import Arrays, Contribution
+from medsynx.plan import PricedStep
+from medsynx.privacy import MIN_GRID, share_divisor
+from medsynx.study import Study
+from site_agent.audit import Audit
+from site_agent.ledger import Ledger
+from site_agent.policy import SiteFolder, SitePolicy, check_policy
+
+_KEY = object()
+INT32 = 2**31 - 1
+
+
+class Cargo:
+    """Bounded, noised arrays that may leave. Only :class:`Door` can make one."""
+
+    def __init__(self, arrays: Arrays, *, key: object) -> None:
+        if key is not _KEY:
+            raise TypeError("cargo is made by the door only")
+        self.arrays = arrays
+
+
+@dataclass(frozen=True)
+class Permit:
+    """An admitted step: its price is already reserved in the ledger."""
+
+    study: Study
+    dataset: str
+    run: str
+    step: PricedStep
+    private: bool
+
+
+class Door:
+    """One site's door.
+
+    Args:
+        folder: the site's folder.
+        simulated: True only in one-process simulation, where trust mode ``secure-sum`` may be rehearsed with plain addition. A deployed door refuses
+            that mode until a real protocol masks the vectors.
+    """
+
+    def __init__(self, folder: SiteFolder, *, simulated: bool = False) -> None:
+        self.folder, self.simulated = folder, simulated
+        self.ledger = Ledger(folder.path / "ledger.sqlite")
+        self.audit = Audit(folder.path / "audit.sqlite")
+
+    def admit(self, digest: str, run: str, step: str) -> Permit:
+        """Reserve a step of an approved study.
+
+        Raises:
+            MedsynxError: ``study-not-approved``, ``policy-refused``, ``step-not-planned``, ``step-replayed``, ``budget-exceeded``.
+        """
+        try:
+            return self._admit(digest, run, step)
+        except MedsynxError as refusal:
+            self.audit.refused(digest, run, step, refusal.code)
+            raise
+
+    def _admit(self, digest: str, run: str, step: str) -> Permit:
+        approval, policy = self.folder.approval(digest), self.folder.policy()
+        study = approval.study
+        check_policy(policy, study, approval.dataset)
+        if study.privacy.trust == "secure-sum" and not self.simulated:
+            raise MedsynxError(
+                "policy-refused",
+                "trust mode secure-sum needs masked vectors, which a deployed site cannot make yet",
+                hint="Use `trust: local` in the study.",
+            )
+        plan = priced_plan(study)
+        if policy.testing_without_noise:
+            plan = plan.without_noise()
+        priced = plan.find(step)
+        if priced is None:
+            raise MedsynxError("step-not-planned", f"the approved plan has no step {step!r}")
+        self.ledger.reserve(approval.dataset, digest, run, priced, plan, policy.budget)
+        return Permit(study, approval.dataset, run, priced, private=not policy.testing_without_noise)
+
+    def release(self, permit: Permit, contribution: Contribution) -> Cargo:
+        """Bound, noise, write down what leaves, and hand it over. The reservation stands whatever happens here.
+
+        Raises:
+            MedsynxError: ``cargo-malformed`` when the contribution is not what the plan says.
+        """
+        step = permit.step.step
+        arrays = self._sum(permit, contribution) if step.cargo == "secure-sum" else self._update(permit, contribution)
+        self.audit.released(permit.study.digest, permit.run, step.name, {n: describe(a) for n, a in arrays.items()})
+        self.ledger.settle(permit.dataset, permit.run, step.name)
+        return Cargo(arrays, key=_KEY)
+
+    def _sum(self, permit: Permit, contribution: Contribution) -> Arrays:
+        step, vector = permit.step.step, contribution.arrays.get("sum")
+        if (
+            set(contribution.arrays) != {"sum"}
+            or vector is None
+            or vector.dtype != np.int64
+            or vector.shape != (step.size,)
+        ):
+            raise MedsynxError("cargo-malformed", f"step {step.name!r} gave something else than {step.size} integers")
+        bounded = np.clip(vector, -step.limit, step.limit)
+        std = permit.step.noise_std / math.sqrt(share_divisor(permit.study.privacy, permit.study.rounds.quorum))
+        if permit.private:
+            if std < MIN_GRID:
+                raise MedsynxError("cargo-malformed", f"step {step.name!r} asks for noise finer than its grid")
+            bounded = bounded + discrete_gaussian(std, step.size)
+        return {"sum": np.clip(bounded, -INT32, INT32).astype(np.int32)}
+
+    def _update(self, permit: Permit, contribution: Contribution) -> Arrays:
+        step, arrays = permit.step.step, contribution.arrays
+        numbers = sum(a.size for a in arrays.values())
+        if numbers != step.size or not all(a.dtype == np.float32 and np.isfinite(a).all() for a in arrays.values()):
+            raise MedsynxError(
+                "cargo-malformed", f"step {step.name!r} gave something else than {step.size} finite weights"
+            )
+        return dict(arrays)
+
+
+def discrete_gaussian(std: float, size: int) -> NDArray[np.int64]:
+    """OpenDP's exact discrete Gaussian (Canonne, Kamath, Steinke 2020) from the operating system's randomness: ``size`` int64 draws."""
+    import opendp.prelude as dp
+
+    dp.enable_features("contrib")
+    space = dp.vector_domain(dp.atom_domain(T="i64")), dp.l2_distance(T="f64")
+    draws = dp.m.make_gaussian(*space, scale=float(std))([0] * size)
+    return np.asarray(draws, np.int64)
+
+
+def describe(array: NDArray[Any]) -> dict[str, Any]:
+    """What the audit log keeps of an array that left: shape, type, bytes and SHA-256."""
+    raw = np.ascontiguousarray(array).tobytes()
+    return {
+        "shape": list(array.shape),
+        "dtype": str(array.dtype),
+        "bytes": len(raw),
+        "sha256": hashlib.sha256(raw).hexdigest(),
+    }
+
+
+def open_door(path: Path, *, simulated: bool = False) -> tuple[Door, SitePolicy]:
+    """The door of a site's folder, and its policy."""
+    folder = SiteFolder(path)
+    return Door(folder, simulated=simulated), folder.policy()

@@ -1,0 +1,151 @@
+"""What this hospital allows: its policy file, its data sets, and the studies its privacy officer approved. Default deny.
+
+A site's folder: ``site.yaml`` (policy), ``site.key`` (secret for pseudonymous choices, 0600), ``approvals/DIGEST.json``, ``ledger.sqlite``,
+``audit.sqlite``, ``runs/`` (what stays at the site between rounds).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from medsynx.errors import MedsynxError
+from medsynx.study import Study, TrustMode, parse_study
+from site_agent.ledger import Budget
+
+
+class Dataset(BaseModel):
+    """A registered table; a relative path starts at the site's folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    path: Path
+
+
+class Limits(BaseModel):
+    """Ceilings no coordinator can raise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    epsilon_per_study: float = Field(default=1.0, gt=0)
+    epsilon_lifetime: float = Field(default=3.0, gt=0)
+    delta: float = Field(default=1e-5, gt=0, le=1e-3)
+    minimum_patients: int = Field(default=100, ge=1)
+    families: tuple[str, ...] = ("marginals",)
+    trust: tuple[TrustMode, ...] = ("local",)
+
+
+class SitePolicy(BaseModel):
+    """``site.yaml``. ``testing_without_noise`` switches noise off and marks everything this site answers as not private."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    site: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+    datasets: dict[str, Dataset]
+    limits: Limits = Limits()
+    testing_without_noise: bool = False
+
+    @property
+    def budget(self) -> Budget:
+        """Lifetime budget of each data set."""
+        return Budget(self.limits.epsilon_lifetime, self.limits.delta)
+
+
+@dataclass(frozen=True)
+class Approval:
+    """A study the privacy officer read, and the data set it may use."""
+
+    study: Study
+    dataset: str
+
+
+class SiteFolder:
+    """Reads and writes a site's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @staticmethod
+    def create(path: Path, policy: SitePolicy) -> SiteFolder:
+        """Make a new site folder (0700) with its policy and key. Raises ``file-exists``."""
+        if (path / "site.yaml").exists():
+            raise MedsynxError("file-exists", f"{path} is a site already")
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.chmod(0o700)
+        (path / "approvals").mkdir(mode=0o700, exist_ok=True)
+        (path / "site.yaml").write_text(yaml.safe_dump(policy.model_dump(mode="json"), sort_keys=False), "utf-8")
+        with os.fdopen(os.open(path / "site.key", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as f:
+            f.write(secrets.token_bytes(32))
+        return SiteFolder(path)
+
+    def policy(self) -> SitePolicy:
+        """The policy, read anew each time so that an edit takes effect at once. Raises ``policy-refused`` when it cannot be read."""
+        try:
+            return SitePolicy.model_validate(yaml.safe_load((self.path / "site.yaml").read_text("utf-8")))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError):
+            raise MedsynxError("policy-refused", f"{self.path / 'site.yaml'} is missing or invalid") from None
+
+    def key(self) -> bytes:
+        """The site's secret. Raises ``policy-refused`` when others on this machine can read it."""
+        file = self.path / "site.key"
+        if not file.exists() or file.stat().st_mode & 0o077:
+            raise MedsynxError("policy-refused", f"{file} must exist with mode 0600")
+        return file.read_bytes()
+
+    def approve(self, study: Study, dataset: str) -> Path:
+        """Record the privacy officer's approval of exactly this study on this data set.
+
+        Raises:
+            MedsynxError: ``policy-refused`` when the study breaks the policy.
+        """
+        policy = self.policy()
+        check_policy(policy, study, dataset)
+        record = {
+            "study": study.model_dump(mode="json"),
+            "dataset": dataset,
+            "approved_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        target = self.path / "approvals" / f"{study.digest}.json"
+        part = target.with_suffix(".part")
+        part.write_text(json.dumps(record, indent=2), "utf-8")
+        part.replace(target)
+        return target
+
+    def approval(self, digest: str) -> Approval:
+        """The approved study of this digest, recomputed from the stored manifest. Raises ``study-not-approved``."""
+        refused = MedsynxError("study-not-approved", f"study {digest[:16]} is not approved at this site")
+        if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+            raise refused
+        try:
+            record = json.loads((self.path / "approvals" / f"{digest}.json").read_text("utf-8"))
+            study = parse_study(record["study"])
+        except (OSError, ValueError, KeyError, TypeError, MedsynxError):
+            raise refused from None
+        if study.digest != digest:
+            raise refused
+        return Approval(study, str(record["dataset"]))
+
+
+def check_policy(policy: SitePolicy, study: Study, dataset: str) -> None:
+    """Raise ``policy-refused`` with the first rule a study breaks. Looks at no record."""
+    limits = policy.limits
+    rules = [
+        (dataset in policy.datasets, f"data set {dataset} is not registered"),
+        (study.family.name in limits.families, f"family {study.family.name} is not among {', '.join(limits.families)}"),
+        (
+            study.privacy.trust in limits.trust,
+            f"trust mode {study.privacy.trust} is not among {', '.join(limits.trust)}",
+        ),
+        (
+            study.privacy.epsilon <= limits.epsilon_per_study,
+            f"epsilon {study.privacy.epsilon:g} is above {limits.epsilon_per_study:g} a study",
+        ),
+        (study.privacy.delta <= limits.delta, f"delta {study.privacy.delta:g} is above {limits.delta:g}"),
+    ]
+    for kept, message in rules:
+        if not kept:
+            raise MedsynxError("policy-refused", f"site {policy.site}: {message}")

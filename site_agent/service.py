@@ -1,0 +1,105 @@
+"""One request in, one reply out: the whole life of a step inside a hospital. Transport-free, so that Flower and a simulation run the same code."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+
+from evaluation import federated
+from evaluation.programme import is_evaluation
+from medsynx.errors import MedsynxError
+from medsynx.generators import get_family
+from medsynx.generators.base import Arrays
+from medsynx.tables import read_table
+from medsynx.wire import Reply, Request
+from site_agent.door import Door, Permit
+from site_agent.ingest import LocalTable, prepare
+from site_agent.policy import SiteFolder
+
+log = logging.getLogger("medsynx.site")
+
+#: Refusals that follow from the request, the policy and the ledger alone. Anything a record could have caused travels as ``site-failed``.
+OPEN_CODES = frozenset(
+    {
+        "study-not-approved",
+        "policy-refused",
+        "budget-exceeded",
+        "step-not-planned",
+        "step-replayed",
+        "ledger-broken",
+        "budget-impossible",
+    }
+)
+
+
+class SiteService:
+    """Answers requests for one site folder.
+
+    Args:
+        folder: the site's folder.
+        simulated: see :class:`site_agent.door.Door`.
+        strict: refuse unknown columns and levels, and patients above the cap.
+    """
+
+    def __init__(self, folder: SiteFolder, *, simulated: bool = False, strict: bool = False) -> None:
+        self.folder, self.strict = folder, strict
+        self.door = Door(folder, simulated=simulated)
+        self._table: tuple[tuple[str, str], LocalTable] | None = None
+
+    @classmethod
+    def open(cls, path: Path) -> SiteService:
+        """The service of a site's folder."""
+        return cls(SiteFolder(path))
+
+    def answer(self, request: Request) -> Reply:
+        """Never raises; the reason of a failure stays in the site's own log."""
+        try:
+            return self._answer(request)
+        except MedsynxError as refusal:
+            log.warning("refused step %r of run %s: %s", request.step, request.run, refusal)
+            return Reply(refusal=refusal.code if refusal.code in OPEN_CODES else "site-failed")
+        except Exception:
+            log.exception("step %r of run %s failed", request.step, request.run)
+            return Reply(refusal="site-failed")
+
+    def _answer(self, request: Request) -> Reply:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}", request.run):
+            raise MedsynxError("step-not-planned", "the run has no proper name")
+        permit = self.door.admit(request.study_digest, request.run, request.step)
+        study, priced = permit.study, permit.step
+        table = self.table(permit)
+        table.require(self.folder.policy().limits.minimum_patients)
+        family = federated.Evaluation() if is_evaluation(priced.step) else get_family(study.family.name)
+        kept = self._kept(request.run)
+        contribution = family.contribute(study, priced, request.state, table.parts[priced.step.part], kept)
+        cargo = self.door.release(permit, contribution)
+        if contribution.keep:
+            self._keep(request.run, contribution.keep)
+        return Reply(cargo.arrays, private=permit.private)
+
+    def table(self, permit: Permit) -> LocalTable:
+        """The permit's data set, encoded for its study; kept for the next step of the same study."""
+        at = (permit.study.digest, permit.dataset)
+        if self._table is None or self._table[0] != at:
+            path = self.folder.path / self.folder.policy().datasets[permit.dataset].path
+            self._table = (at, prepare(read_table(path), permit.study, self.folder.key(), strict=self.strict))
+        return self._table[1]
+
+    def _kept(self, run: str) -> Arrays:
+        file = self.folder.path / "runs" / f"{run}.npz"
+        if not file.exists():
+            return {}
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def _keep(self, run: str, arrays: Arrays) -> None:
+        file = self.folder.path / "runs" / f"{run}.npz"
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        part = file.with_suffix(".part")
+        with part.open("wb") as out:
+            part.chmod(0o600)
+            np.savez(out, **arrays)  # type: ignore[arg-type]
+        part.replace(file)

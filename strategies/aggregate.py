@@ -1,0 +1,46 @@
+"""From sites' replies to one total: validate each, then add integers or average weights. Independent of the order of replies."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from medsynx.generators.base import Arrays, State, Total
+from medsynx.plan import PricedStep
+from medsynx.privacy import share_divisor
+from medsynx.study import Study
+from medsynx.wire import Reply
+
+
+def usable(reply: Reply, priced: PricedStep, state: State) -> bool:
+    """Whether an answer has the planned names, shapes and finite values. ``state`` tells a model's shapes once there is one."""
+    step, arrays = priced.step, reply.arrays
+    if step.cargo == "secure-sum":
+        vector = arrays.get("sum")
+        return (
+            set(arrays) == {"sum"} and vector is not None and vector.shape == (step.size,) and vector.dtype == np.int32
+        )
+    if sum(a.size for a in arrays.values()) != step.size:
+        return False
+    if not all(a.dtype == np.float32 and np.isfinite(a).all() for a in arrays.values()):
+        return False
+    return not state.arrays or {n: a.shape for n, a in arrays.items()} == {n: a.shape for n, a in state.arrays.items()}
+
+
+def combine(replies: dict[str, Reply], priced: PricedStep, study: Study) -> Total:
+    """Total of usable replies by site.
+
+    A sum's noise is what every contributing site added: each a share of the priced variance. A model's weights are averaged with equal weights, since the
+    numbers of patients are private.
+    """
+    ordered = [replies[site].arrays for site in sorted(replies)]
+    if priced.step.cargo == "model-update":
+        mean: Arrays = {
+            n: np.mean([a[n].astype(np.float64) for a in ordered], axis=0).astype(np.float32)
+            for n in sorted(ordered[0])
+        }
+        return Total(mean, 0.0, len(ordered))
+    total = np.sum([a["sum"].astype(np.int64) for a in ordered], axis=0)
+    shares = len(ordered) / share_divisor(study.privacy, study.rounds.quorum)
+    return Total({"sum": total}, priced.noise_std * math.sqrt(shares), len(ordered))

@@ -1,0 +1,161 @@
+"""One deployed run at the coordinator: wait for the sites, run the study, sign the bundle, hand it to the registry.
+
+The coordinator's folder: ``studies/DIGEST.json`` (manifests), ``signing.pem`` (0600), ``registry.json`` (server URL, CA, service token; optional),
+``runs/RUN/`` (``progress.json``, ``result.json``, bundle and report).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from medsynx.errors import MedsynxError
+from medsynx.study import Study, parse_study
+from strategies.federation import Federation
+from strategies.publish import epsilons, publish
+from strategies.registry import Registry
+from strategies.rounds import Progress, QuorumLost, Run
+
+
+class CoordinatorFolder:
+    """Reads and writes the coordinator's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add_study(self, study: Study) -> None:
+        """Keep a manifest under its digest."""
+        target = self.path / "studies" / f"{study.digest}.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(study.model_dump_json(), "utf-8")
+
+    def study(self, digest: str) -> Study:
+        """The manifest of this digest. Raises ``study-unreadable``."""
+        try:
+            study = parse_study(json.loads((self.path / "studies" / f"{digest}.json").read_text("utf-8")))
+        except (OSError, ValueError):
+            raise MedsynxError("study-unreadable", f"the coordinator has no study {digest[:16]}") from None
+        if study.digest != digest:
+            raise MedsynxError("study-unreadable", f"study {digest[:16]} is not what its name says")
+        return study
+
+    def run(self, name: str) -> Path:
+        """The folder of a run, made when absent."""
+        folder = self.path / "runs" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def result(self, name: str) -> dict[str, Any] | None:
+        """``result.json`` of a run, or None while it goes on."""
+        return _read(self.path / "runs" / name / "result.json")
+
+    def progress(self, name: str) -> dict[str, Any] | None:
+        """Latest ``progress.json`` of a run, or None before it starts."""
+        return _read(self.path / "runs" / name / "progress.json")
+
+
+def conduct(federation: Federation, folder_path: Path, run_config: dict[str, Any]) -> None:
+    """Run the study ``run_config["study-digest"]`` under the name ``run_config["run"]``.
+
+    Always ends with a ``result.json`` that says ``finished`` or ``failed`` with a code; raises when it failed, so that Flower's own state says so too.
+    """
+    folder, name = CoordinatorFolder(folder_path), str(run_config["run"])
+    target = folder.run(name)
+    study = folder.study(str(run_config["study-digest"]))
+    registry = Registry.configured(folder_path / "registry.json")
+    status: dict[str, Any] = {
+        "study_name": study.name,
+        "study_digest": study.digest,
+        "family": study.family.name,
+        "status": "waiting",
+        "round": 0,
+        "rounds": 0,
+        "message": None,
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "sites": [],
+        "epsilon": study.privacy.epsilon,
+        "generator_id": None,
+    }
+
+    def tell(**changes: Any) -> None:
+        status.update(changes)
+        _write(target / "progress.json", status)
+        registry.put_run(name, status)
+
+    def watch(progress: Progress) -> None:
+        tell(
+            status="running",
+            round=progress.round,
+            rounds=progress.rounds,
+            message=progress.step,
+            sites=[_site(s, state) for s, state in progress.sites.items()],
+        )
+
+    try:
+        tell()
+        _await_sites(federation, study)
+        run = Run(study, federation, name, watch)
+        outcome = run.conduct()
+        tell(message="report and bundle")
+        bundle, report, evaluation = publish(outcome, target, folder_path / "signing.pem", simulated=False)
+        generator = registry.upload(bundle)
+    except MedsynxError as error:
+        tell(status="failed", message=error.message)
+        _write(target / "result.json", {"status": "failed", "code": error.code, "message": error.message})
+        raise
+    except Exception as error:
+        tell(status="failed", message=type(error).__name__)
+        _write(target / "result.json", {"status": "failed", "code": "site-failed", "message": type(error).__name__})
+        raise
+    tell(status="finished", message=None, generator_id=generator)
+    researcher, coordinator = epsilons(evaluation["privacy"])
+    _write(
+        target / "result.json",
+        {
+            "status": "finished",
+            "seconds": round(outcome.seconds, 1),
+            "rounds": len(outcome.rounds),
+            "sites": outcome.sites,
+            "missing": {s: why for r in outcome.rounds for s, why in r.missing.items()},
+            "epsilon": researcher,
+            "epsilon_coordinator": coordinator,
+            "delta": study.privacy.delta,
+            "figures": evaluation["figures"],
+            "gate": evaluation["gate"],
+            "bytes_per_site": outcome.bytes_per_site,
+            "bundle": str(bundle),
+            "report": str(report),
+            "generator_id": generator,
+        },
+    )
+
+
+def _await_sites(federation: Federation, study: Study) -> None:
+    """Wait until the quorum is there, no longer than one deadline."""
+    until = time.monotonic() + study.rounds.deadline_seconds
+    while len(federation.sites()) < study.rounds.quorum:
+        if time.monotonic() > until:
+            raise QuorumLost("start", study.rounds.quorum, {})
+        time.sleep(0.5)
+
+
+def _site(name: str, state: str) -> dict[str, Any]:
+    plain = {"asked": "online", "answered": "answered", "offline": "offline", "late": "late"}
+    return {"name": name, "status": plain.get(state, "failed"), "reason": None if state in plain else state}
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=1), "utf-8")
+    part.replace(path)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,69 @@
+"""The coordinator's line to the MedSynX server: run progress and finished bundles, under a service token."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from medsynx.errors import MedsynxError
+
+log = logging.getLogger("medsynx.coordinator")
+
+
+class Registry:
+    """Talks to the server's REST API; does nothing when no server is configured.
+
+    Args:
+        url: base URL, or None.
+        token: service token.
+        ca: PEM file of the server's CA, or None for the system's.
+    """
+
+    def __init__(self, url: str | None = None, token: str = "", ca: str | None = None) -> None:
+        self.url, self.token, self.ca = url, token, ca
+
+    @classmethod
+    def configured(cls, file: Path) -> Registry:
+        """From ``registry.json`` with keys ``url``, ``token`` and ``ca``; without the file, nothing is sent."""
+        return cls(**json.loads(file.read_text("utf-8"))) if file.exists() else cls()
+
+    def _send(self, method: str, path: str, **content: Any) -> dict[str, Any]:
+        import httpx
+
+        headers = {"Authorization": f"Bearer {self.token}"}
+        with httpx.Client(base_url=self.url or "", headers=headers, verify=self.ca or True, timeout=60) as client:
+            response = client.request(method, path, **content)
+        response.raise_for_status()
+        body: dict[str, Any] = response.json()
+        return body
+
+    def put_run(self, name: str, status: dict[str, Any]) -> None:
+        """Tell how a run goes. A server that does not answer must not stop a run: the trouble is logged."""
+        import httpx
+
+        if self.url:
+            try:
+                self._send("PUT", f"/runs/{name}", json=status)
+            except httpx.HTTPError as error:
+                log.warning("run %s: the server did not take its progress (%s)", name, type(error).__name__)
+
+    def upload(self, bundle: Path) -> str | None:
+        """Register a bundle; returns its generator id, or None without a server. Raises ``federation-unreachable`` when it is not taken."""
+        import httpx
+
+        if not self.url:
+            return None
+        try:
+            with bundle.open("rb") as content:
+                body = self._send("POST", "/generators", files={"bundle": (bundle.name, content, "application/zip")})
+        except httpx.HTTPStatusError as error:
+            raise MedsynxError(
+                "federation-unreachable", f"the server refused the bundle ({error.response.status_code})"
+            ) from None
+        except httpx.HTTPError as error:
+            raise MedsynxError(
+                "federation-unreachable", f"the server did not take the bundle ({type(error).__name__})"
+            ) from None
+        return str(body["id"])

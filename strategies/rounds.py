@@ -1,0 +1,187 @@
+"""Rounds that tell the truth: each step of the approved plan, asked of every site, with a quorum and a deadline.
+
+The coordinator sees noised totals only; choosing, fitting and judging from them is post-processing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from evaluation import federated
+from evaluation.programme import priced_plan
+from medsynx.codec import Codes
+from medsynx.errors import MedsynxError
+from medsynx.generators import get_family
+from medsynx.generators.base import Artefact, Family, State
+from medsynx.plan import Plan, PricedStep
+from medsynx.samplers import open_sampler
+from medsynx.study import Study
+from medsynx.wire import Reply, Request
+from strategies.aggregate import combine, usable
+from strategies.federation import Answer, Federation
+
+JUDGED_ROWS = 20_000  #: synthetic rows drawn at the coordinator for the evaluation
+
+
+class QuorumLost(MedsynxError):
+    """Fewer sites than the quorum gave a usable answer; ``missing`` says who did not and why."""
+
+    def __init__(self, step: str, quorum: int, missing: dict[str, str]) -> None:
+        why = ", ".join(f"{site} ({reason})" for site, reason in sorted(missing.items())) or "no site was there"
+        super().__init__("quorum-lost", f"step {step!r}: fewer than {quorum} sites answered; missing: {why}")
+        self.missing = missing
+
+
+@dataclass(frozen=True)
+class Round:
+    """One finished exchange: who took part, and why the others did not. No counts."""
+
+    step: str
+    seconds: float
+    answered: list[str]
+    missing: dict[str, str]
+    bytes_per_site: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a watcher sees while a run goes on."""
+
+    step: str
+    round: int
+    rounds: int
+    sites: dict[str, str]
+
+
+@dataclass
+class Outcome:
+    """A finished run."""
+
+    run: str
+    study: Study
+    plan: Plan
+    artefact: Artefact
+    synthetic: Codes
+    figures: dict[str, Any] | None
+    judged: State | None
+    private: bool
+    rounds: list[Round] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def bytes_per_site(self) -> int:
+        """Bytes of cargo that left each site over the run."""
+        return sum(r.bytes_per_site for r in self.rounds)
+
+    @property
+    def sites(self) -> list[str]:
+        """Every site that contributed at least once."""
+        return sorted({s for r in self.rounds for s in r.answered})
+
+
+Watcher = Callable[[Progress], None]
+
+
+class Run:
+    """One run of one study over a federation.
+
+    Args:
+        name: names the run at the sites: lower case letters, digits and dashes.
+        watch: called before and after each exchange.
+    """
+
+    def __init__(self, study: Study, federation: Federation, name: str, watch: Watcher = lambda progress: None) -> None:
+        self.study, self.federation, self.name, self.watch = study, federation, name, watch
+        self.plan = priced_plan(study)
+        self.rounds: list[Round] = []
+        self.private = True
+        self.sites = federation.sites()
+
+    def conduct(self) -> Outcome:
+        """Every step of the plan, then the generator and its figures.
+
+        Raises:
+            QuorumLost: as soon as a step has too few usable answers.
+        """
+        began = time.monotonic()
+        if len(self.sites) < self.study.rounds.quorum:
+            raise QuorumLost("start", self.study.rounds.quorum, {})
+        family = get_family(self.study.family.name)
+        state = self._phase(family, State())
+        artefact = family.export(self.study, state)
+        sampler = open_sampler(artefact.sampler, artefact.files, self.study)
+        synthetic = sampler.sample(JUDGED_ROWS, np.random.default_rng())
+        figures, judged = None, None
+        if self.study.evaluation.federated:
+            judged = self._phase(federated.Evaluation(), federated.start(self.study, synthetic))
+            figures = federated.figures(self.study, judged, synthetic)
+        return Outcome(
+            self.name,
+            self.study,
+            self.plan,
+            artefact,
+            synthetic,
+            figures,
+            judged,
+            self.private,
+            self.rounds,
+            time.monotonic() - began,
+        )
+
+    def _phase(self, family: Family | federated.Evaluation, state: State) -> State:
+        while (step := family.next_step(self.study, state)) is not None:
+            priced = self.plan.find(step.name)
+            if priced is None or priced.step != self._planned(step.name):
+                raise MedsynxError("step-not-planned", f"the plan has no step {step.name!r}")
+            state = family.combine(self.study, priced, state, self._exchange(priced, state))
+        return state
+
+    def _planned(self, name: str) -> Any:
+        found = self.plan.find(name)
+        return found.step if found else None
+
+    def _exchange(self, priced: PricedStep, state: State) -> Any:
+        step, study, began = priced.step, self.study, time.monotonic()
+        self._report(step.name, dict.fromkeys(self.sites, "asked"))
+        answers = self.federation.ask(
+            Request(self.name, study.digest, step.name, state), self.sites, study.rounds.deadline_seconds
+        )
+        good: dict[str, Reply] = {}
+        missing: dict[str, str] = {}
+        for answer in answers:
+            reason = _reason(answer, priced, state)
+            if reason is None and answer.reply is not None:
+                good[answer.site] = answer.reply
+            else:
+                missing[answer.site] = reason or "late"
+        sent = max((sum(a.nbytes for a in r.arrays.values()) for r in good.values()), default=0)
+        self.rounds.append(Round(step.name, round(time.monotonic() - began, 2), sorted(good), missing, sent))
+        self._report(step.name, {s: missing.get(s, "answered") for s in self.sites}, done=True)
+        if len(good) < study.rounds.quorum:
+            raise QuorumLost(step.name, study.rounds.quorum, missing)
+        self.private &= all(r.private for r in good.values())
+        total = combine(good, priced, study)
+        return total if self.private else replace(total, noise_std=0.0)
+
+    def _report(self, step: str, sites: dict[str, str], *, done: bool = False) -> None:
+        names = [s.step.name for s in self.plan.steps]
+        self.watch(Progress(step, names.index(step) + int(done), len(names), sites))
+
+
+def _reason(answer: Answer, priced: PricedStep, state: State) -> str | None:
+    """Why an answer does not count; None when it does."""
+    if answer.reply is None:
+        return answer.reason or "late"
+    if answer.reply.refusal:
+        return answer.reply.refusal
+    return None if usable(answer.reply, priced, state) else "reply-invalid"
+
+
+def rounds_json(rounds: list[Round]) -> list[dict[str, Any]]:
+    """Rounds as plain JSON for a bundle or report."""
+    return [asdict(r) for r in rounds]
