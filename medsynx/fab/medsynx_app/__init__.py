@@ -1,0 +1,1 @@
+"""Stub app; see its pyproject.toml."""

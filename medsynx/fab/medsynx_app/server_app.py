@@ -1,0 +1,5 @@
+"""The coordinator's installed ServerApp."""
+
+from strategies.server_app import app
+
+__all__ = ["app"]

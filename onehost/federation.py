@@ -1,0 +1,136 @@
+"""The deployed runtime on one machine, over loopback and TLS, each part a process of its own.
+
+::
+
+    SuperLink (loopback) + gate (TLS, fleet endpoints only) <--- one SuperNode a hospital (own key) <--- its site executor
+        ^-- superexec -> ServerApp
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+import sys
+import sysconfig
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from medsynx.errors import MedsynxError
+from onehost.certificates import Tls, make_node_key, make_secret, make_tls
+from onehost.processes import Supervisor, free_port
+from site_agent.client_app import SITE
+from strategies.control import Control
+from strategies.server_app import COORDINATOR
+from strategies.superlink import GATE_CERT, GATE_HOST, GATE_KEY, GATE_PORT
+
+START_SECONDS = 90.0
+QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_LOG_LEVEL": "INFO"}
+
+
+class LocalFederation:
+    """SuperLink, gate, superexec, and a SuperNode with its executor for each site.
+
+    Args:
+        supervisor: owns the processes.
+        folder: keys, databases and logs go here.
+        sites: site name -> site folder.
+        coordinator: the coordinator's folder; gets ``roster.json``.
+    """
+
+    def __init__(self, supervisor: Supervisor, folder: Path, sites: dict[str, Path], coordinator: Path) -> None:
+        self.supervisor, self.folder, self.sites, self.coordinator = supervisor, folder.resolve(), sites, coordinator.resolve()
+        self.tls: Tls = make_tls(self.folder / "tls")
+        self.private_port, self.gate_port = free_port(), free_port()
+        self.control = Control(f"127.0.0.1:{self.private_port}", self.tls.ca)
+        self.nodes: dict[str, int] = {}
+        self.ports: dict[str, int] = {}  # each site's SuperNode serves its executor here
+
+    def up(self, tell: Callable[[str], None] = lambda text: None) -> None:
+        """Start everything and wait until every site is online.
+
+        Raises:
+            MedsynxError: ``federation-unreachable`` with the end of the log of what failed.
+        """
+        until = time.monotonic() + START_SECONDS
+        tell("starting the SuperLink")
+        self._start_coordinator()
+        for name in self.sites:
+            self._start_executor(name)
+        self._wait(self._link_answers, until, "superlink")
+        tell("registering the hospitals")
+        for name in self.sites:
+            self.nodes[name] = self.control.register(name, make_node_key(self.folder / "keys" / name))
+        roster = self.coordinator / "roster.json"
+        roster.write_text(json.dumps({name: str(node) for name, node in self.nodes.items()}), "utf-8")
+        for name in self.sites:
+            self._start_supernode(name)
+        tell("waiting for the hospitals")
+        self._wait(lambda: self.control.online() >= set(self.nodes.values()), until, *(f"supernode {n}" for n in self.sites))
+
+    def start(self, study_digest: str, run: str) -> int:
+        """Start a run; returns Flower's id of it."""
+        return self.control.start(study_digest, run)
+
+    def check(self) -> None:
+        """Restart what is to be restarted; raise ``federation-unreachable`` when something that must live has ended."""
+        self.supervisor.tend()
+        for name in self.supervisor.ended():
+            raise MedsynxError("federation-unreachable", f"{name} ended", details=self.supervisor.tail(name))
+
+    def _wait(self, ready: Callable[[], bool], until: float, *watched: str) -> None:
+        while not ready():
+            self.check()
+            if time.monotonic() > until:
+                details = [line for name in watched for line in self.supervisor.tail(name)]
+                raise MedsynxError("federation-unreachable", f"{', '.join(watched)} not ready in time", details=details)
+            time.sleep(0.2)
+
+    def _link_answers(self) -> bool:
+        context = ssl.create_default_context(cafile=str(self.tls.ca))
+        try:
+            with urllib.request.urlopen(f"https://127.0.0.1:{self.private_port}/health", timeout=2, context=context) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def _env(self, home: str, **more: str) -> dict[str, str]:
+        """flwr's tools start each other by name, so this environment's scripts come first on PATH."""
+        path = self.folder / "flwr" / home.replace(" ", "-")
+        path.mkdir(parents=True, exist_ok=True)
+        scripts = sysconfig.get_path("scripts")
+        return {**QUIET, "FLWR_HOME": str(path), "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", **more}
+
+    def _log(self, name: str) -> Path:
+        return self.folder / "logs" / f"{name.replace(' ', '-')}.log"
+
+    def _start_coordinator(self) -> None:
+        secret, tls = make_secret(self.folder / "keys" / "superexec.secret"), self.tls
+        link = [sys.executable, "-m", "strategies.superlink", "--host", "127.0.0.1", "--port", str(self.private_port)]
+        link += ["--ssl-ca-certfile", str(tls.ca), "--ssl-certfile", str(tls.cert), "--ssl-keyfile", str(tls.key)]
+        link += ["--enable-supernode-auth", "--database", str(self.folder / "superlink.sqlite"), "--isolation", "process"]
+        link += ["--superexec-auth-secret-file", str(secret), "--disable-runtime-dependency-installation"]
+        gate = {GATE_HOST: "127.0.0.1", GATE_PORT: str(self.gate_port), GATE_CERT: str(tls.cert), GATE_KEY: str(tls.key)}
+        self.supervisor.start("superlink", link, self._log("superlink"), self._env("superlink", **gate))
+        execute = [f"{sysconfig.get_path('scripts')}/flower-superexec", "--runtime-api-address", f"127.0.0.1:{self.private_port}"]
+        execute += ["--root-certificates", str(tls.ca), "--superexec-auth-secret-file", str(secret)]
+        env = self._env("superexec", **{COORDINATOR: str(self.coordinator)})
+        self.supervisor.start("superexec", execute, self._log("superexec"), env)
+
+    def _start_executor(self, name: str) -> None:
+        port = self.ports.setdefault(name, free_port())
+        secret = make_secret(self.folder / "keys" / f"{name}.secret")
+        command = [sys.executable, "-m", "site_agent.executor", "--dir", str(self.sites[name].resolve())]
+        command += ["--runtime-api-address", f"127.0.0.1:{port}", "--secret-file", str(secret)]
+        env = self._env(f"executor {name}", **{SITE: str(self.sites[name].resolve())})
+        self.supervisor.start(f"executor {name}", command, self._log(f"executor {name}"), env, restart=True)
+
+    def _start_supernode(self, name: str) -> None:
+        command = [f"{sysconfig.get_path('scripts')}/flower-supernode", "--superlink", f"127.0.0.1:{self.gate_port}"]
+        command += ["--root-certificates", str(self.tls.ca), "--auth-supernode-private-key", str(self.folder / "keys" / name)]
+        command += ["--port", str(self.ports[name]), "--isolation", "process"]
+        command += ["--superexec-auth-secret-file", str(self.folder / "keys" / f"{name}.secret")]
+        self.supervisor.start(f"supernode {name}", command, self._log(f"supernode {name}"), self._env(f"supernode {name}"), restart=True)

@@ -1,0 +1,134 @@
+"""A small supervisor: named processes with log files, restarts where asked, and nothing left behind.
+
+Each process leads a group of its own and dies with the supervisor's process (Linux parent-death signal), also when that is killed with SIGKILL;
+its own children die with the group or, for Flower's, by watching their parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+PR_SET_PDEATHSIG = 1
+RESTART_SECONDS = 5.0  #: pause before a restart: Flower refuses a SuperNode that still counts as online
+TERM_SECONDS = 4.0
+
+
+def free_port() -> int:
+    """A TCP port that was free on loopback a moment ago."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@dataclass
+class Service:
+    """One supervised process."""
+
+    name: str
+    command: list[str]
+    log: Path
+    env: dict[str, str]
+    restart: bool
+    process: subprocess.Popen[bytes]
+    died: float | None = None
+    restarts: int = 0
+
+
+@dataclass
+class Supervisor:
+    """Starts processes and ends all of them when it is left, whatever happened."""
+
+    services: dict[str, Service] = field(default_factory=dict)
+
+    def __enter__(self) -> Supervisor:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def start(
+        self, name: str, command: list[str], log: Path, env: dict[str, str] | None = None, *, restart: bool = False
+    ) -> None:
+        """Start a process; its output goes to ``log``.
+
+        Args:
+            env: added to this process's environment.
+            restart: start it again when it ends (noticed by :meth:`tend`).
+        """
+        full = {**os.environ, **(env or {})}
+        self.services[name] = Service(name, command, log, full, restart, _spawn(command, log, full))
+
+    def tend(self) -> None:
+        """Restart what ended and is to be restarted; to be called now and then."""
+        for service in self.services.values():
+            if not service.restart or service.process.poll() is None:
+                continue
+            if service.died is None:
+                service.died = time.monotonic()
+            elif time.monotonic() - service.died >= RESTART_SECONDS:
+                service.process = _spawn(service.command, service.log, service.env)
+                service.died, service.restarts = None, service.restarts + 1
+
+    def ended(self) -> list[str]:
+        """Names of processes that ended and are not restarted."""
+        return [n for n, s in self.services.items() if not s.restart and s.process.poll() is not None]
+
+    def pids(self) -> dict[str, int]:
+        """Process id of each running service."""
+        return {n: s.process.pid for n, s in self.services.items() if s.process.poll() is None}
+
+    def tail(self, name: str, lines: int = 8) -> list[str]:
+        """The end of a service's log."""
+        try:
+            return self.services[name].log.read_text("utf-8", "replace").splitlines()[-lines:]
+        except OSError:
+            return []
+
+    def stop(self) -> None:
+        """SIGTERM to every group, SIGKILL to what is left. Newest first; a second Ctrl-C does not cut it short."""
+        before = signal.getsignal(signal.SIGINT)
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            running = [s.process for s in reversed(self.services.values())]
+            for process in running:
+                _kill(process.pid, signal.SIGTERM)
+            until = time.monotonic() + TERM_SECONDS
+            for process in running:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, until - time.monotonic()))
+            for process in running:  # also groups whose leader is gone already
+                _kill(process.pid, signal.SIGKILL)
+                process.wait()
+            self.services.clear()
+        finally:
+            with contextlib.suppress(ValueError):
+                signal.signal(signal.SIGINT, before)
+
+
+def _spawn(command: list[str], log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    parent, libc = os.getpid(), ctypes.CDLL(None)
+
+    def lead() -> None:
+        os.setsid()
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    with log.open("ab") as out:
+        return subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, preexec_fn=lead)
+
+
+def _kill(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)

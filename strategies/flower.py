@@ -1,0 +1,66 @@
+"""A federation over Flower's Message API: own deadlines and polling, so that no site can hold up a round."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from flwr.app import Message
+from flwr.common.constant import ErrorCode
+
+from medsynx.flower_records import ACTION, reply_from_records, request_to_records
+from medsynx.wire import Reply, Request
+from strategies.federation import Answer
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+POLL_SECONDS = 0.5
+
+
+class FlowerFederation:
+    """See :class:`strategies.federation.Federation`.
+
+    Args:
+        grid: Flower's grid of this run.
+        roster: approved site name -> node id; nobody else is asked and nobody else's answer counts.
+    """
+
+    def __init__(self, grid: Grid, roster: dict[str, int]) -> None:
+        self.grid, self.roster = grid, roster
+
+    def sites(self) -> list[str]:
+        """Sites of the roster that the SuperLink counts as online."""
+        online = set(self.grid.get_node_ids())
+        return sorted(site for site, node in self.roster.items() if node in online)
+
+    def ask(self, request: Request, sites: list[str], deadline_seconds: float) -> list[Answer]:
+        """Push one message a site, collect replies until the deadline. A site Flower calls unavailable is offline, a silent one late."""
+        answers: dict[str, Answer] = {}
+        records = request_to_records(request)
+        asked = [s for s in sorted(sites) if s in self.roster]
+        answers.update({s: Answer(s, None, "offline") for s in sites if s not in self.roster})
+        messages = [Message(records, self.roster[s], ACTION, ttl=deadline_seconds + 60) for s in asked]
+        # The grid answers with one id a message, in order; an empty one was not taken.
+        waiting = {m: s for m, s in zip(self.grid.push_messages(messages), asked, strict=True) if m}
+        until = time.monotonic() + deadline_seconds
+        while waiting and time.monotonic() < until:
+            for reply in self.grid.pull_messages(list(waiting)):
+                site = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if site is not None:
+                    answers[site] = _answer(site, reply, self.roster[site])
+            if waiting:
+                time.sleep(POLL_SECONDS)
+        return [answers.get(s, Answer(s, None, "late")) for s in sorted(sites)]
+
+
+def _answer(site: str, reply: Message, node: int) -> Answer:
+    if reply.has_error():
+        away = reply.error.code in (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+        return Answer(site, None, "offline") if away else Answer(site, Reply(refusal="site-failed"))
+    if reply.metadata.src_node_id != node:
+        return Answer(site, Reply(refusal="reply-invalid"))
+    try:
+        return Answer(site, reply_from_records(reply.content))
+    except (ValueError, KeyError, TypeError):
+        return Answer(site, Reply(refusal="reply-invalid"))

@@ -1,0 +1,27 @@
+"""The coordinator's Flower ServerApp: one run of one study. Everything it needs lies in the coordinator's folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from strategies.coordinator import conduct
+from strategies.flower import FlowerFederation
+
+COORDINATOR = "MEDSYNX_COORDINATOR"  #: environment variable with the coordinator's folder
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Conduct the run named in the run config; raises when it fails, so that Flower's state says so too."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+    folder = Path(os.environ[COORDINATOR])
+    roster = {site: int(node) for site, node in json.loads((folder / "roster.json").read_text("utf-8")).items()}
+    conduct(FlowerFederation(grid, roster), folder, dict(context.run_config))
