@@ -52,7 +52,10 @@ def _records(body: dict[str, Any], arrays: Arrays) -> RecordDict:
     from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
     return RecordDict(
-        {"arrays": ArrayRecord({n: Array(a) for n, a in arrays.items()}), "body": ConfigRecord({"json": json.dumps(body)})}
+        {
+            "arrays": ArrayRecord({n: Array(a) for n, a in arrays.items()}),
+            "body": ConfigRecord({"json": json.dumps(body)}),
+        }
     )
 
 

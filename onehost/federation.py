@@ -42,7 +42,12 @@ class LocalFederation:
     """
 
     def __init__(self, supervisor: Supervisor, folder: Path, sites: dict[str, Path], coordinator: Path) -> None:
-        self.supervisor, self.folder, self.sites, self.coordinator = supervisor, folder.resolve(), sites, coordinator.resolve()
+        self.supervisor, self.folder, self.sites, self.coordinator = (
+            supervisor,
+            folder.resolve(),
+            sites,
+            coordinator.resolve(),
+        )
         self.tls: Tls = make_tls(self.folder / "tls")
         self.private_port, self.gate_port = free_port(), free_port()
         self.control = Control(f"127.0.0.1:{self.private_port}", self.tls.ca)
@@ -69,7 +74,9 @@ class LocalFederation:
         for name in self.sites:
             self._start_supernode(name)
         tell("waiting for the hospitals")
-        self._wait(lambda: self.control.online() >= set(self.nodes.values()), until, *(f"supernode {n}" for n in self.sites))
+        self._wait(
+            lambda: self.control.online() >= set(self.nodes.values()), until, *(f"supernode {n}" for n in self.sites)
+        )
 
     def start(self, study_digest: str, run: str) -> int:
         """Start a run; returns Flower's id of it."""
@@ -92,7 +99,9 @@ class LocalFederation:
     def _link_answers(self) -> bool:
         context = ssl.create_default_context(cafile=str(self.tls.ca))
         try:
-            with urllib.request.urlopen(f"https://127.0.0.1:{self.private_port}/health", timeout=2, context=context) as answer:
+            with urllib.request.urlopen(
+                f"https://127.0.0.1:{self.private_port}/health", timeout=2, context=context
+            ) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
@@ -111,11 +120,26 @@ class LocalFederation:
         secret, tls = make_secret(self.folder / "keys" / "superexec.secret"), self.tls
         link = [sys.executable, "-m", "strategies.superlink", "--host", "127.0.0.1", "--port", str(self.private_port)]
         link += ["--ssl-ca-certfile", str(tls.ca), "--ssl-certfile", str(tls.cert), "--ssl-keyfile", str(tls.key)]
-        link += ["--enable-supernode-auth", "--database", str(self.folder / "superlink.sqlite"), "--isolation", "process"]
+        link += [
+            "--enable-supernode-auth",
+            "--database",
+            str(self.folder / "superlink.sqlite"),
+            "--isolation",
+            "process",
+        ]
         link += ["--superexec-auth-secret-file", str(secret), "--disable-runtime-dependency-installation"]
-        gate = {GATE_HOST: "127.0.0.1", GATE_PORT: str(self.gate_port), GATE_CERT: str(tls.cert), GATE_KEY: str(tls.key)}
+        gate = {
+            GATE_HOST: "127.0.0.1",
+            GATE_PORT: str(self.gate_port),
+            GATE_CERT: str(tls.cert),
+            GATE_KEY: str(tls.key),
+        }
         self.supervisor.start("superlink", link, self._log("superlink"), self._env("superlink", **gate))
-        execute = [f"{sysconfig.get_path('scripts')}/flower-superexec", "--runtime-api-address", f"127.0.0.1:{self.private_port}"]
+        execute = [
+            f"{sysconfig.get_path('scripts')}/flower-superexec",
+            "--runtime-api-address",
+            f"127.0.0.1:{self.private_port}",
+        ]
         execute += ["--root-certificates", str(tls.ca), "--superexec-auth-secret-file", str(secret)]
         env = self._env("superexec", **{COORDINATOR: str(self.coordinator)})
         self.supervisor.start("superexec", execute, self._log("superexec"), env)
@@ -130,7 +154,14 @@ class LocalFederation:
 
     def _start_supernode(self, name: str) -> None:
         command = [f"{sysconfig.get_path('scripts')}/flower-supernode", "--superlink", f"127.0.0.1:{self.gate_port}"]
-        command += ["--root-certificates", str(self.tls.ca), "--auth-supernode-private-key", str(self.folder / "keys" / name)]
+        command += [
+            "--root-certificates",
+            str(self.tls.ca),
+            "--auth-supernode-private-key",
+            str(self.folder / "keys" / name),
+        ]
         command += ["--port", str(self.ports[name]), "--isolation", "process"]
         command += ["--superexec-auth-secret-file", str(self.folder / "keys" / f"{name}.secret")]
-        self.supervisor.start(f"supernode {name}", command, self._log(f"supernode {name}"), self._env(f"supernode {name}"), restart=True)
+        self.supervisor.start(
+            f"supernode {name}", command, self._log(f"supernode {name}"), self._env(f"supernode {name}"), restart=True
+        )

@@ -56,7 +56,10 @@ def run_task(address: str, token: str, own_hash: str) -> None:
         server_address=address,
         insecure=True,  # the SuperNode's loopback port
         root_certificates=None,
-        interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), RuntimeTokenHttpInterceptor(token)],
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"),
+            RuntimeTokenHttpInterceptor(token),
+        ],
         retry_invoker=make_simple_http_retry_invoker(),
     )
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))

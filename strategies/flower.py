@@ -56,7 +56,11 @@ class FlowerFederation:
 
 def _answer(site: str, reply: Message, node: int) -> Answer:
     if reply.has_error():
-        away = reply.error.code in (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+        away = reply.error.code in (
+            ErrorCode.NODE_UNAVAILABLE,
+            ErrorCode.MESSAGE_UNAVAILABLE,
+            ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+        )
         return Answer(site, None, "offline") if away else Answer(site, Reply(refusal="site-failed"))
     if reply.metadata.src_node_id != node:
         return Answer(site, Reply(refusal="reply-invalid"))

@@ -15,7 +15,12 @@ import flwr.superlink.main as superlink_main
 import uvicorn
 from flwr.superlink.cli.flower_superlink import flower_superlink
 
-GATE_HOST, GATE_PORT, GATE_CERT, GATE_KEY = "MEDSYNX_GATE_HOST", "MEDSYNX_GATE_PORT", "MEDSYNX_GATE_CERT", "MEDSYNX_GATE_KEY"
+GATE_HOST, GATE_PORT, GATE_CERT, GATE_KEY = (
+    "MEDSYNX_GATE_HOST",
+    "MEDSYNX_GATE_PORT",
+    "MEDSYNX_GATE_CERT",
+    "MEDSYNX_GATE_KEY",
+)
 ALLOWED_PREFIX, ALLOWED_PATHS = "/v1/fleet/", frozenset({"/health"})
 App = Callable[[Any, Any, Any], Awaitable[None]]
 

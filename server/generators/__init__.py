@@ -1,0 +1,1 @@
+"""Registered bundles: upload, list, release, withhold."""

@@ -1,0 +1,1 @@
+"""A generator's report, as a page or as JSON."""

@@ -1,0 +1,1 @@
+"""How runs go, as told by the coordinator."""

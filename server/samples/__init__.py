@@ -1,0 +1,1 @@
+"""Drawing synthetic rows from released generators."""

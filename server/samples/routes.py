@@ -1,0 +1,91 @@
+"""``/generators/{id}/samples``."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
+
+from medsynx.samplers import draw
+from server.auth.principal import SignedIn
+from server.database import Db
+from server.generators import service
+from server.problems import RESPONSES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MEDIA = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
+router = APIRouter(prefix="/generators", tags=["samples"], responses=RESPONSES)
+
+
+class Order(BaseModel):
+    """How many rows, in which format. The same seed gives the same rows."""
+
+    rows: int = Field(ge=1, le=1_000_000)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    format: Literal["csv", "parquet"] = "csv"
+
+
+@router.post(
+    "/{generator_id}/samples",
+    summary="Draw synthetic rows",
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {"text/csv": {}, "application/vnd.apache.parquet": {}}, "description": "The rows, streamed."}
+    },
+)
+def samples(generator_id: str, order: Order, request: Request, who: SignedIn, db: Db) -> StreamingResponse:
+    """Stream synthetic rows of a released generator."""
+    found = service.released(service.find(db, generator_id, who))
+    chunks = draw(service.open_bundle(request.app.state.folder, found), order.rows, order.seed)
+    body = _csv(chunks) if order.format == "csv" else _parquet(chunks)
+    name = f"{found.name}-{order.rows}.{order.format}"
+    return StreamingResponse(
+        body, media_type=MEDIA[order.format], headers={"Content-Disposition": f'attachment; filename="{name}"'}
+    )
+
+
+def _csv(chunks: Iterator[pd.DataFrame]) -> Iterator[bytes]:
+    for number, chunk in enumerate(chunks):
+        yield chunk.to_csv(index=False, header=number == 0).encode()
+
+
+def _parquet(chunks: Iterator[pd.DataFrame]) -> Iterator[bytes]:
+    """Row groups as they are drawn; the file's footer comes last, so nothing is held but one chunk."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink, sent, writer = io.BytesIO(), 0, None
+    for chunk in chunks:
+        table = pa.Table.from_pandas(chunk, preserve_index=False, schema=writer.schema if writer else None)
+        writer = writer or pq.ParquetWriter(pa.PythonFile(_Tail(sink), mode="w"), table.schema)
+        writer.write_table(table)
+        sent += len(data := sink.getvalue())
+        sink.seek(0), sink.truncate()
+        yield data
+    if writer:
+        writer.close()
+        yield sink.getvalue()
+
+
+class _Tail(io.RawIOBase):
+    """A writable file that keeps only what was not taken yet, and knows how far it has come."""
+
+    def __init__(self, sink: io.BytesIO) -> None:
+        self.sink, self.at = sink, 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.at
+
+    def write(self, data: object) -> int:
+        size = self.sink.write(bytes(data))  # type: ignore[call-overload]
+        self.at += size
+        return size

@@ -1,0 +1,1 @@
+"""What is known of each site from the runs."""
