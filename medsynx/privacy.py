@@ -21,6 +21,7 @@ from medsynx.study import PrivacySpec
 
 MIN_GRID = 256
 GRID_CUSHION = 1 - 0.5 / MIN_GRID
+LEAST_NOISE = 0.05
 ACCOUNTANT = "dp-accounting PLD, add-or-remove-one"
 
 
@@ -135,10 +136,15 @@ def event_from_json(text: str) -> Any:
     return build(json.loads(text))
 
 
-def _smallest(fits: Callable[[float], bool], what: str, low: float = 1e-3, high: float = 1.0) -> float:
-    """Smallest noise multiplier (to 4 digits, from above) for which ``fits``; ``low`` and ``high`` are a first guess of a bracket."""
+def _smallest(fits: Callable[[float], bool], what: str, low: float = 0.6, high: float = 1.2) -> float:
+    """Smallest noise multiplier (to 4 digits, from above) for which ``fits``; ``low`` and ``high`` are a first guess of a bracket.
+
+    Never below :data:`LEAST_NOISE`, where the accountant's arrays grow without bound: such a budget then simply keeps more noise than it needs.
+    """
     while fits(low):
-        low, high = low / 2, low
+        if low <= LEAST_NOISE:
+            return low
+        low, high = max(low / 2, LEAST_NOISE), low
     while not fits(high):
         low, high = high, high * 2
         if high > 1e6:
@@ -157,7 +163,9 @@ def gaussian_multiplier(epsilon_: float, delta: float) -> float:
     def fits(m: float) -> bool:
         return epsilon([gaussian_event(m)], delta) <= epsilon_
 
-    return _smallest(fits, f"epsilon {epsilon_:g}", guess * 0.9999, guess * 1.0001)
+    return _smallest(
+        fits, f"epsilon {epsilon_:g}", max(guess * 0.9999, LEAST_NOISE), max(guess * 1.0001, 2 * LEAST_NOISE)
+    )
 
 
 def _balle_wang(epsilon_: float, delta: float) -> float:

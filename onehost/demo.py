@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,10 +20,12 @@ from typing import Any
 
 import yaml
 
+from evaluation.programme import priced_plan
 from medsynx.bundle import new_key
 from medsynx.errors import MedsynxError
 from medsynx.study import Study, parse_study
-from onehost.federation import LocalFederation
+from onehost.certificates import Tls, write_secret
+from onehost.federation import LocalFederation, answers
 from onehost.hospitals import deal_flchain
 from onehost.processes import Supervisor, free_port
 from onehost.researcher import Client
@@ -70,38 +73,55 @@ def set_up(folder: Path, family: str | None) -> Stage:
     CoordinatorFolder(coordinator).add_study(study)
     new_key(coordinator / "signing.pem")
     password_file = folder / "password"
-    password_file.touch(mode=0o600)
-    password_file.write_text(secrets.token_urlsafe(12))
+    write_secret(password_file, secrets.token_urlsafe(12).encode())
     patients = sum(max(0, sum(1 for _ in table.open("rb")) - 1) for table in tables.values())
     return Stage(folder, study, sites, coordinator, folder / "server", password_file, patients)
 
 
-def start_server(stage: Stage, supervisor: Supervisor, tls: dict[str, Path], run: Callable[..., str]) -> str:
-    """Initialise and start the REST server; tells the coordinator where it is. Returns its URL."""
-    base = ["--dir", str(stage.server)]
-    password = ["--password-file", str(stage.password_file)]
-    run("server", "init", *base, "--email", ADMIN, *password)
-    run("server", "user", "add", *base, "--email", RESEARCHER, "--role", "researcher", *password)
-    run("server", "trust", *base, str(stage.coordinator / "signing.pem.pub"))
-    token = run("server", "token", "create", *base, "--name", "demo-coordinator").split()[-1]
+def start_server(stage: Stage, supervisor: Supervisor, tls: Tls) -> str:
+    """Initialise and start the REST server and tell the coordinator where it is. Returns its URL once it answers.
+
+    Raises:
+        MedsynxError: ``federation-unreachable`` with the end of its log.
+    """
+    base, password = ["--dir", str(stage.server)], ["--password-file", str(stage.password_file)]
+    _medsynx("server", "init", *base, "--email", ADMIN, *password)
+    _medsynx("server", "user", "add", *base, "--email", RESEARCHER, "--role", "researcher", *password)
+    _medsynx("server", "trust", *base, str(stage.coordinator / "signing.pem.pub"))
+    token = _medsynx("server", "token", "create", *base, "--name", "demo-coordinator").split()[-1]
     port = free_port()
     url = f"https://localhost:{port}"
-    command = [
-        "server",
-        "serve",
-        *base,
-        "--port",
-        str(port),
-        "--tls-cert",
-        str(tls["cert"]),
-        "--tls-key",
-        str(tls["key"]),
-    ]
-    supervisor.start("server", [sys.executable, "-m", "medsynx", *command], stage.folder / "logs" / "server.log")
-    registry = stage.coordinator / "registry.json"
-    registry.touch(mode=0o600)
-    registry.write_text(json.dumps({"url": url, "token": token, "ca": str(tls["ca"])}))
+    serve = ["server", "serve", *base, "--port", str(port), "--tls-cert", str(tls.cert), "--tls-key", str(tls.key)]
+    supervisor.start("server", [sys.executable, "-m", "medsynx", *serve], stage.folder / "logs" / "server.log")
+    write_secret(
+        stage.coordinator / "registry.json", json.dumps({"url": url, "token": token, "ca": str(tls.ca)}).encode()
+    )
+    until = time.monotonic() + 30
+    while not answers(f"{url}/health", tls.ca):
+        if supervisor.ended() or time.monotonic() > until:
+            raise MedsynxError("federation-unreachable", "the server did not start", details=supervisor.tail("server"))
+        time.sleep(0.2)
     return url
+
+
+def conduct(stage: Stage, federation: LocalFederation, watch: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Start the run and follow it to its end. Raises what the run's own result says when it failed."""
+    name, folder = f"demo-{secrets.token_hex(3)}", CoordinatorFolder(stage.coordinator)
+    exchanges = (
+        len(priced_plan(stage.study).steps) + 2
+    )  # and one deadline to find the quorum, one for report and bundle
+    until = time.monotonic() + stage.study.rounds.deadline_seconds * exchanges
+    federation.start(stage.study.digest, name)
+    while (result := folder.result(name)) is None:
+        if progress := folder.progress(name):
+            watch(progress)
+        if time.monotonic() > until:
+            raise MedsynxError("quorum-lost", "the run did not end within its deadlines")
+        federation.check()
+        time.sleep(0.3)
+    if result["status"] != "finished":
+        raise MedsynxError(result["code"], result["message"], hint=f"Look at the logs in {federation.folder / 'logs'}.")
+    return result
 
 
 def download(stage: Stage, url: str, ca: Path, generator: str) -> dict[str, Path]:
@@ -118,19 +138,11 @@ def download(stage: Stage, url: str, ca: Path, generator: str) -> dict[str, Path
     return {"rows": rows, "report": report}
 
 
-def conduct(stage: Stage, federation: LocalFederation, watch: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Start the run and follow it to its end. Raises what the run's own result says when it failed."""
-    name, folder = f"demo-{secrets.token_hex(3)}", CoordinatorFolder(stage.coordinator)
-    steps = 3 + int(stage.study.family.parameters.get("rounds", 20 if stage.study.family.name == "dp-gan" else 1))
-    until = time.monotonic() + stage.study.rounds.deadline_seconds * (steps + 1)
-    federation.start(stage.study.digest, name)
-    while (result := folder.result(name)) is None:
-        if progress := folder.progress(name):
-            watch(progress)
-        if time.monotonic() > until:
-            raise MedsynxError("quorum-lost", "the run did not end within its deadlines")
-        federation.check()
-        time.sleep(0.3)
-    if result["status"] != "finished":
-        raise MedsynxError(result["code"], result["message"], hint=f"Look at the logs in {stage.folder / 'logs'}.")
-    return result
+def _medsynx(*arguments: str) -> str:
+    """One command of ours, as its user would run it; its output."""
+    done = subprocess.run([sys.executable, "-m", "medsynx", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise MedsynxError(
+            "install-incomplete", f"`medsynx {' '.join(arguments[:2])}` failed", details=done.stderr.splitlines()[-5:]
+        )
+    return done.stdout

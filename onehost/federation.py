@@ -65,7 +65,7 @@ class LocalFederation:
         self._start_coordinator()
         for name in self.sites:
             self._start_executor(name)
-        self._wait(self._link_answers, until, "superlink")
+        self._wait(lambda: answers(f"https://127.0.0.1:{self.private_port}/health", self.tls.ca), until, "superlink")
         tell("registering the hospitals")
         for name in self.sites:
             self.nodes[name] = self.control.register(name, make_node_key(self.folder / "keys" / name))
@@ -95,16 +95,6 @@ class LocalFederation:
                 details = [line for name in watched for line in self.supervisor.tail(name)]
                 raise MedsynxError("federation-unreachable", f"{', '.join(watched)} not ready in time", details=details)
             time.sleep(0.2)
-
-    def _link_answers(self) -> bool:
-        context = ssl.create_default_context(cafile=str(self.tls.ca))
-        try:
-            with urllib.request.urlopen(
-                f"https://127.0.0.1:{self.private_port}/health", timeout=2, context=context
-            ) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
 
     def _env(self, home: str, **more: str) -> dict[str, str]:
         """flwr's tools start each other by name, so this environment's scripts come first on PATH."""
@@ -165,3 +155,13 @@ class LocalFederation:
         self.supervisor.start(
             f"supernode {name}", command, self._log(f"supernode {name}"), self._env(f"supernode {name}"), restart=True
         )
+
+
+def answers(url: str, ca: Path) -> bool:
+    """Whether an HTTPS address answers 200 under this CA."""
+    context = ssl.create_default_context(cafile=str(ca))
+    try:
+        with urllib.request.urlopen(url, timeout=2, context=context) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
