@@ -216,4 +216,7 @@ def number(figures: dict[str, Any], name: str) -> str:
     """A figure for people: three digits, a dash when there is none."""
     figure = figures.get(name) or {}
     value = figure.get("value")
-    return "-" if value is None else f"{value:.3f}" + ("" if figure.get("reliable", True) else " (?)")
+    if value is None:
+        return "-"
+    floor = f" beyond a floor of {figure['floor']:.3f}" if "noisy" in figure else ""
+    return f"{value:.3f}{floor}" + ("" if figure.get("reliable", True) else " (?)")

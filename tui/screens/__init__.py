@@ -1,0 +1,1 @@
+"""Whole screens: sign in, the main view, dialogs."""
