@@ -1,0 +1,63 @@
+"""Sites, runs and bundles made on the spot for tests of several rooms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from medsynx.study import Study
+from medsynx.wire import Reply, Request
+from site_agent.policy import Dataset, Limits, SiteFolder, SitePolicy
+from tests.conftest import small_table
+
+
+def make_site(
+    folder: Path, study: Study, table: pd.DataFrame, *, name: str = "north", approve: bool = True, noise: bool = True, **limits: object
+) -> SiteFolder:
+    """A site folder with one table whose policy fits the study, unless ``limits`` say otherwise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / "table.csv", index=False)
+    fitting = {
+        "epsilon_per_study": study.privacy.epsilon,
+        "epsilon_lifetime": study.privacy.epsilon,
+        "delta": study.privacy.delta,
+        "minimum_patients": 20,
+        "families": (study.family.name,),
+        "trust": (study.privacy.trust,),
+    }
+    policy = SitePolicy(
+        site=name,
+        datasets={"table": Dataset(path=Path("table.csv"))},
+        limits=Limits(**{**fitting, **limits}),  # type: ignore[arg-type]
+        testing_without_noise=not noise,
+    )
+    site = SiteFolder.create(folder, policy)
+    if approve:
+        site.approve(study, "table")
+    return site
+
+
+def make_tables(folder: Path, sites: int = 3, rows: int = 300) -> list[Path]:
+    """CSV files of small tables."""
+    folder.mkdir(parents=True, exist_ok=True)
+    out = []
+    for k in range(sites):
+        out.append(folder / f"{k}.csv")
+        small_table(rows, 100 + k).to_csv(out[-1], index=False)
+    return out
+
+
+def zero_reply(size: int) -> Reply:
+    """An answer of the right shape to a secure-sum step."""
+    return Reply({"sum": np.zeros(size, np.int32)})
+
+
+def refuse(code: str):
+    """A site that refuses everything."""
+
+    def answer(request: Request) -> Reply:
+        return Reply(refusal=code)
+
+    return answer

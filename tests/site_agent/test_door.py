@@ -1,0 +1,211 @@
+"""The door's promises: nothing leaves that was not approved, planned, paid for, noised and written down."""
+
+import ast
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import site_agent
+from evaluation.programme import priced_plan
+from medsynx.errors import MedsynxError
+from medsynx.generators.base import Contribution, State
+from medsynx.plan import Plan
+from medsynx.study import parse_study
+from medsynx.wire import Request
+from site_agent import door as door_module
+from site_agent.door import Cargo, Door, discrete_gaussian
+from site_agent.policy import SiteFolder
+from site_agent.service import SiteService
+from tests.conftest import small_table
+from tests.helpers import make_site
+
+
+@pytest.fixture
+def site(tmp_path, study) -> SiteFolder:
+    return make_site(tmp_path / "north", study, small_table(400, 1))
+
+
+def refusal(call) -> str:
+    with pytest.raises(MedsynxError) as caught:
+        call()
+    return caught.value.code
+
+
+def ask(site: SiteFolder, study, step="tables", run="run-1", **how):
+    return SiteService(site, **how).answer(Request(run, study.digest, step, State()))
+
+
+def test_an_approved_step_leaves_noised_charged_and_audited(site, study):
+    reply = ask(site, study)
+    assert reply.refusal is None and reply.private
+    sent, plan = reply.arrays["sum"], priced_plan(study)
+    assert sent.dtype == np.int32 and sent.shape == (plan.find("tables").step.size,)
+    door = Door(site)
+    (reserve, settle) = door.ledger.chain.entries()
+    assert (reserve["kind"], settle["kind"]) == ("reserve", "settle")
+    (record,) = door.audit.chain.entries()
+    assert record["arrays"]["sum"] == door_module.describe(sent), "the audit log holds the hash of exactly what left"
+
+
+def test_the_noise_that_leaves_has_the_priced_size(tmp_path, study):
+    """Two sites with the same rows differ by twice the priced variance; with noise off they are equal."""
+    table = small_table(300, 2)
+    for noise in (True, False):
+        replies = [
+            ask(make_site(tmp_path / f"{noise}{k}", study, table, noise=noise), study).arrays["sum"].astype(float) for k in range(2)
+        ]
+        if not noise:
+            # different site keys split the patients differently, so compare the totals of one table
+            assert abs(replies[0][:7].sum() - replies[1][:7].sum()) < 0.2 * replies[0][:7].sum()
+    plan = priced_plan(study).find("tables")
+    exact = SiteService(make_site(tmp_path / "exact", study, table, noise=False)).answer(Request("r", study.digest, "tables", State()))
+    folder = tmp_path / "noisy"
+    noisy_site = make_site(folder, study, table)
+    (folder / "site.key").chmod(0o600)
+    (folder / "site.key").write_bytes((tmp_path / "exact" / "site.key").read_bytes())
+    noisy = ask(noisy_site, study)
+    difference = noisy.arrays["sum"].astype(float) - exact.arrays["sum"]
+    assert not exact.private and noisy.private
+    assert 0.8 < difference.std() / plan.noise_std < 1.2
+
+
+def test_noise_is_never_the_same_twice():
+    np.random.seed(0)
+    one = discrete_gaussian(1000.0, 200)
+    np.random.seed(0)
+    two = discrete_gaussian(1000.0, 200)
+    assert (one != two).mean() > 0.9
+    assert abs(discrete_gaussian(1000.0, 20_000).std() / 1000 - 1) < 0.05
+
+
+def test_secure_sum_shares_carry_a_part_of_the_variance(tmp_path, raw_study):
+    raw_study["privacy"]["trust"] = "secure-sum"
+    raw_study["rounds"]["quorum"] = 4
+    study = parse_study(raw_study)
+    replies = []
+    for k, noise in enumerate((True, False)):
+        site = make_site(tmp_path / str(k), study, small_table(300, 2), noise=noise)
+        site.path.joinpath("site.key").write_bytes(b"k" * 32)
+        replies.append(ask(site, study, simulated=True).arrays["sum"].astype(float))
+    std = (replies[0] - replies[1]).std()
+    assert 0.8 < std / (priced_plan(study).find("tables").noise_std / 2) < 1.2
+
+
+def test_a_deployed_site_refuses_secure_sum_until_it_can_mask(tmp_path, raw_study):
+    raw_study["privacy"]["trust"] = "secure-sum"
+    study = parse_study(raw_study)
+    site = make_site(tmp_path / "n", study, small_table(300, 2))
+    assert ask(site, study).refusal == "policy-refused"
+    assert Door(site).ledger.chain.entries() == []
+
+
+def test_what_was_not_approved_or_planned_is_refused(site, study, raw_study):
+    other = parse_study({**raw_study, "title": "changed"})
+    assert ask(site, other).refusal == "study-not-approved"
+    assert ask(site, study, step="more").refusal == "step-not-planned"
+    assert ask(site, study, run="../../etc").refusal == "step-not-planned"
+    assert ask(site, study).refusal is None
+    assert ask(site, study).refusal == "step-replayed"
+    assert ask(site, study, run="run-2").refusal == "budget-exceeded"
+    refused = [e["code"] for e in Door(site).audit.chain.entries() if e["kind"] == "refused"]
+    assert refused == ["study-not-approved", "step-not-planned", "step-replayed", "budget-exceeded"]
+
+
+def test_an_approval_that_was_edited_is_no_approval(site, study):
+    file = next((site.path / "approvals").glob("*.json"))
+    record = json.loads(file.read_text())
+    record["study"]["privacy"]["epsilon"] = 90
+    file.write_text(json.dumps(record))
+    assert ask(site, study).refusal == "study-not-approved"
+    for digest in ("", "../../site", "z" * 64):
+        assert refusal(lambda d=digest: site.approval(d)) == "study-not-approved"
+
+
+def test_over_budget_is_refused_before_the_first_batch(tmp_path, study, monkeypatch):
+    """The table is not even read."""
+    site = make_site(tmp_path / "n", study, small_table(300, 1), epsilon_lifetime=study.privacy.epsilon * 0.9)
+    monkeypatch.setattr("site_agent.service.read_table", lambda path: pytest.fail("a record was touched"))
+    assert ask(site, study).refusal == "budget-exceeded"
+    with pytest.raises(MedsynxError, match="epsilon from 0 to 2, the limit is 1.8"):
+        Door(site).admit(study.digest, "run-1", "tables")
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"epsilon_per_study": 0.5}, "epsilon 2 is above 0.5 a study"),
+        ({"families": ("dp-gan",)}, "family marginals"),
+        ({"trust": ("secure-sum",)}, "trust mode local"),
+        ({"delta": 1e-7}, "delta 1e-05"),
+    ],
+)
+def test_the_policy_holds_at_approval_and_at_the_door(tmp_path, study, limits, words):
+    site = make_site(tmp_path / "n", study, small_table(300, 1), approve=False, **limits)
+    with pytest.raises(MedsynxError, match=words):
+        site.approve(study, "table")
+    open_site = make_site(tmp_path / "open", study, small_table(300, 1))
+    (open_site.path / "site.yaml").write_text((site.path / "site.yaml").read_text())
+    assert ask(open_site, study).refusal == "policy-refused", "a policy made stricter after the approval counts"
+
+
+def test_a_failure_after_the_reservation_still_counts(site, study, monkeypatch):
+    monkeypatch.setattr("site_agent.service.prepare", lambda *a, **k: 1 / 0)
+    assert ask(site, study).refusal == "site-failed"
+    door = Door(site)
+    assert door.ledger.spent("table", 1e-5) > 0.5
+    assert [e["kind"] for e in door.audit.chain.entries()] == [], "nothing left"
+
+
+def test_a_data_problem_leaves_as_site_failed_only(tmp_path, study):
+    """Too few patients, or a broken table, would tell the coordinator something about the patients."""
+    few = make_site(tmp_path / "few", study, small_table(25, 1), minimum_patients=100)
+    assert ask(few, study).refusal == "site-failed"
+    broken = make_site(tmp_path / "broken", study, small_table(300, 1).assign(age="SECRET"))
+    reply = ask(broken, study)
+    assert reply.refusal == "site-failed" and reply.arrays == {}
+
+
+def test_values_beyond_the_limit_are_clipped_and_other_shapes_refused(site, study, monkeypatch):
+    door = Door(site)
+    permit = door.admit(study.digest, "run-1", "tables")
+    size = permit.step.step.size
+    huge = door.release(permit, Contribution({"sum": np.full(size, 2**60, np.int64)}))
+    assert np.abs(huge.arrays["sum"].astype(np.int64)).max() <= 2**31 - 1
+    for wrong in ({"sum": np.zeros(size + 1, np.int64)}, {"sum": np.zeros(size)}, {"sum": np.zeros(size, np.int64), "x": np.zeros(1)}):
+        assert refusal(lambda w=wrong: door.release(permit, Contribution(w))) == "cargo-malformed"
+
+
+def test_cargo_is_made_by_the_door_alone():
+    with pytest.raises(TypeError):
+        Cargo({}, key=object())
+    makers = [
+        path.name
+        for path in Path(site_agent.__file__).parent.glob("**/*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "Cargo"
+    ]
+    assert makers == ["door.py"]
+
+
+def test_nothing_else_in_the_site_agent_opens_an_outbound_channel():
+    """Only the executor speaks, to its own SuperNode on loopback."""
+    outbound = {"socket", "httpx", "requests", "urllib", "http", "smtplib", "ftplib", "aiohttp", "grpc"}
+    for path in Path(site_agent.__file__).parent.glob("**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert name.split(".")[0] not in outbound, f"{path.name} imports {name}"
+                assert not name.startswith("flwr.supercore.runtime") or path.name == "executor.py"
+
+
+def test_a_key_others_can_read_stops_the_site(site, study):
+    (site.path / "site.key").chmod(0o644)
+    assert ask(site, study).refusal == "policy-refused"
+
+
+def test_plan_is_an_upper_bound_the_door_recomputes(site, study):
+    """What a request says about noise or size is not even part of it: the plan comes from the approved manifest."""
+    assert set(Request.__dataclass_fields__) == {"run", "study_digest", "step", "state"}
+    assert isinstance(priced_plan(study), Plan)
