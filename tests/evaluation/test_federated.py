@@ -1,0 +1,152 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from evaluation import direct, federated, fidelity, gate, scorecard
+from evaluation.programme import full_plan, priced_plan
+from evaluation.target import target
+from medsynx import codec
+from medsynx.generators.base import Patients, State, Total
+from medsynx.privacy import epsilon_of_plan
+from medsynx.study import GateSpec, parse_study
+from tests.conftest import RAW_STUDY, small_table
+
+CAPPED = parse_study({**RAW_STUDY, "privacy": {**RAW_STUDY["privacy"], "max_records_per_patient": 3}})
+SIZES = codec.sizes(CAPPED)
+records = st.lists(st.tuples(*(st.integers(0, k - 1) for k in SIZES)), min_size=1, max_size=3)
+JUDGE = federated.Evaluation()
+
+
+def cards(study):
+    width = sum(codec.sizes(study)[j] for j in target(study).predictors)
+    rng = np.random.default_rng(0)
+    return State({n: rng.normal(size=width).astype(np.float32) for n in ("synthetic", "real")})
+
+
+def contribution(study, name, rows, state):
+    codes = np.array(rows, np.int64).reshape(-1, len(SIZES))
+    priced = priced_plan(study).find(name)
+    return JUDGE.contribute(study, priced, state, Patients(codes, np.zeros(len(codes), np.int64)), {}).arrays["sum"].astype(float)
+
+
+@settings(max_examples=60, deadline=None)
+@given(records, st.booleans(), st.sampled_from([federated.REFERENCE, federated.HOLDOUT]))
+def test_no_patient_moves_an_evaluation_further_than_stated(rows, repeat, name):
+    rows = [rows[0]] * 3 if repeat else rows
+    state = cards(CAPPED)
+    moved = contribution(CAPPED, name, rows, state) - contribution(CAPPED, name, [], state)
+    stated = priced_plan(CAPPED).find(name).step.sensitivity
+    assert np.linalg.norm(moved) <= stated.l2 * (1 + 1e-12) and np.abs(moved).max() <= stated.linf
+
+
+def judged(study, codes, synthetic, noise_std=0.0, seed=0):
+    """The whole federated evaluation over one site, half of the rows on each part."""
+    state, rng = federated.start(study, synthetic), np.random.default_rng(seed)
+    for rows in (codes[::2], codes[1::2]):
+        step = JUDGE.next_step(study, state)
+        priced = priced_plan(study).find(step.name)
+        total = JUDGE.contribute(study, priced, state, Patients(rows, np.arange(len(rows))), {}).arrays["sum"]
+        noise = rng.normal(0, noise_std * step.sensitivity.l2, total.shape)
+        state = JUDGE.combine(study, priced, state, Total({"sum": total + noise}, noise_std * step.sensitivity.l2, 1))
+    assert JUDGE.next_step(study, state) is None
+    return state
+
+
+@pytest.fixture
+def real(study):
+    return codec.encode(small_table(6000, 1), study)[0]
+
+
+def test_without_noise_the_federated_figures_are_the_direct_ones(study, real):
+    synthetic = codec.encode(small_table(6000, 2), study)[0]
+    found = federated.figures(study, judged(study, real, synthetic), synthetic)
+    holdout = real[1::2]
+    assert found["tvd1"]["noisy"] == pytest.approx(fidelity.mean_tvd1(holdout, synthetic, codec.sizes(study)), abs=1e-6)
+    task, sizes = target(study), codec.sizes(study)
+    card = scorecard.weights(scorecard.class_tables(synthetic, sizes, task))
+    y = task.classes(holdout)
+    expected = roc_auc_score(y[y >= 0], scorecard.score_bins(holdout, sizes, task, card)[y >= 0])
+    assert found["tstr_auc"]["value"] == pytest.approx(expected, abs=1e-6)
+    assert abs(found["tstr_auc"]["value"] - found["trtr_auc"]["value"]) < 0.02
+    assert found["tvd1"]["value"] < 0.02 and found["tvd2"]["value"] < 0.03, "two draws of the same population differ by the floor only"
+
+
+def test_a_bad_generator_shows_through_the_noise(study, real):
+    shuffled = np.stack([np.random.default_rng(j).permutation(real[:, j]) for j in range(real.shape[1])], axis=1)
+    good = federated.figures(study, judged(study, real, real, noise_std=2.0), real)
+    bad = federated.figures(study, judged(study, real, shuffled, noise_std=2.0), shuffled)
+    assert bad["tvd2"]["value"] > good["tvd2"]["value"] + 0.05
+    assert bad["tstr_auc"]["value"] < good["tstr_auc"]["value"] - 0.2
+    assert bad["trtr_auc"]["value"] == pytest.approx(good["trtr_auc"]["value"], abs=0.05)
+
+
+def test_drowned_figures_say_so(study, real):
+    found = federated.figures(study, judged(study, real[:200], real, noise_std=50.0), real)
+    assert not found["tvd2"]["reliable"] and not found["tstr_auc"]["reliable"]
+    assert gate.check(GateSpec(max_tvd2=1.0), found)["passed"] is False, "an unreliable figure never opens the gate"
+
+
+def test_gate_fails_closed():
+    figures = {"tvd2": {"value": 0.1}, "tstr_auc": {"value": None}}
+    assert gate.check(GateSpec(), None) == {"passed": True, "checks": []}
+    assert gate.check(GateSpec(max_tvd2=0.2), figures)["passed"] and not gate.check(GateSpec(max_tvd2=0.05), figures)["passed"]
+    assert not gate.check(GateSpec(min_tstr_auc=0.5), figures)["passed"]
+    assert not gate.check(GateSpec(max_tvd1=0.9), figures)["passed"] and not gate.check(GateSpec(max_tvd1=0.9), None)["passed"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 15)), min_size=2, max_size=60).filter(lambda r: len({a for a, _ in r}) == 2))
+def test_auc_of_a_histogram_is_that_of_the_scores(rows):
+    histogram = np.zeros((2, 16))
+    for label, at in rows:
+        histogram[label, at] += 1
+    assert scorecard.auc(histogram) == pytest.approx(roc_auc_score(*zip(*rows, strict=True)))
+
+
+def test_distances_are_distances():
+    rng = np.random.default_rng(1)
+    a, b, c = rng.random(9), rng.random(9), rng.random(9)
+    assert fidelity.tvd(np.array([1.0, 0]), np.array([0, 1.0])) == 1
+    assert fidelity.tvd(a, b) == pytest.approx(fidelity.tvd(b, a))
+    assert fidelity.tvd(a, b) <= fidelity.tvd(a, c) + fidelity.tvd(c, b)
+
+
+def test_the_programme_spends_the_budget_once_and_no_more(study, raw_study):
+    assert 0.99 * 2 < epsilon_of_plan(priced_plan(study), 1e-5) <= 2.0
+    raw_study["evaluation"] = {"federated": False}
+    alone = parse_study(raw_study)
+    assert [s.part for s in full_plan(alone)] == ["all"], "without an evaluation nobody is held out"
+    assert 0.99 * 2 < epsilon_of_plan(priced_plan(alone), 1e-5) <= 2.0
+
+
+@pytest.mark.parametrize(
+    ("column", "positive"),
+    [
+        ({"type": "ordinal", "levels": ["0", "1", "2"], "role": "target"}, (1, 2)),
+        ({"type": "categorical", "levels": ["a", "b", "c"], "positive": ["b"], "role": "target"}, (1,)),
+        ({"type": "boolean", "role": "event"}, (1,)),
+        ({"type": "numeric", "bounds": [0, 4], "bins": 4, "role": "target"}, (2, 3)),
+        ({"type": "categorical", "levels": ["a", "b", "c"], "role": "target"}, None),
+    ],
+)
+def test_what_counts_as_the_event(raw_study, column, positive):
+    raw_study["columns"]["ill"] = column
+    found = target(parse_study(raw_study))
+    assert (found.positive if found else None) == positive
+
+
+def test_follow_up_time_is_no_predictor(raw_study):
+    raw_study["columns"]["ill"] = {"type": "boolean", "role": "event"}
+    raw_study["columns"]["age"]["role"] = "survival_time"
+    assert target(parse_study(raw_study)).predictors == (1, 2, 3)
+
+
+def test_direct_figures_say_that_they_are_not_private(study, real):
+    found = direct.figures(study, real[:3000], real[3000:], real[:3000])
+    assert found["tvd2"]["value"] == 0 < found["tvd2"]["floor"]
+    assert found["tstr_auc"]["value"] == found["trtr_auc"]["value"] > 0.6
+    assert all("not private" in f["source"] for f in found.values())
+    lonely = direct.figures(study, real[real[:, 4] == 0], real, real[real[:, 4] == 0])
+    assert lonely["trtr_auc"]["value"] is None and "one class" in lonely["trtr_auc"]["why"]

@@ -1,0 +1,83 @@
+from html.parser import HTMLParser
+
+import pytest
+
+from evaluation.report import render
+
+
+class Outside(HTMLParser):
+    """Collects scripts, handlers and anything the page would fetch."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag in ("script", "link", "iframe", "object", "base", "form"):
+            self.found.append(tag)
+        self.found += [f"{k}={v[:40]}" for k, v in attrs if k.startswith("on") or (k in ("src", "href") and not v.startswith("data:image/"))]
+
+
+@pytest.fixture
+def results():
+    guarantee = {"epsilon": 1.25, "delta": 1e-5, "unit": "patient", "neighbours": "add or remove one", "accountant": "PLD"}
+    return {
+        "study": {"name": "s", "title": "<script>alert(1)</script>", "digest": "d" * 64, "family": "marginals"},
+        "figures": {
+            "tvd1": {"value": 0.1, "noisy": 0.2, "floor": 0.15, "reliable": True, "source": "x"},
+            "tvd2": {"value": 0.3, "noisy": 0.5, "floor": 0.4, "reliable": False, "source": "x"},
+            "tstr_auc": {"value": 0.8123, "plus_minus": 0.01, "reliable": True, "source": "x", "learner": "l"},
+            "trtr_auc": {"value": None, "why": "noise leaves no count", "source": "x"},
+        },
+        "direct": None,
+        "gate": {"passed": False, "checks": [{"name": "tvd2", "threshold": 0.1, "value": 0.3, "passed": False}]},
+        "columns": [{"name": "a", "title": None, "labels": ["x", "missing"], "real_noised": [0.4, 0.6], "synthetic": [0.5, 0.5]}],
+        "pairs": [],
+        "rounds": [{"step": "tables", "seconds": 1.0, "answered": ["n"], "missing": {"m": "late"}, "bytes_per_site": 4000}],
+        "sites": ["n", "m"],
+        "privacy": {
+            "private": True,
+            "trust": "local",
+            "aggregation": "plain addition of locally noised vectors",
+            "guarantees": [{**guarantee, "adversary": "researcher"}, {**guarantee, "adversary": "coordinator", "epsilon": 2.5}],
+            "max_records_per_patient": 1,
+            "note": "A patient seen at m sites is counted at each of them.",
+            "events": [{"step": "tables", "part": "train", "cargo": "secure-sum", "noise_multiplier": 3.7, "event": {}}],
+        },
+    }
+
+
+def test_the_page_is_self_contained_and_escapes_what_it_shows(results):
+    page = render(results)
+    parser = Outside()
+    parser.feed(page)
+    assert parser.found == [] and "url(" not in page and "@import" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_it_says_what_matters(results):
+    page = render(results)
+    for words in ("0.812", "1.250", "2.500", "1e-05", "No secure aggregation is claimed", "Withheld", "m (late)", "Not reliable", "noise leaves no count"):
+        assert words in page, words
+    assert "NOT PRIVATE" not in page
+
+
+def test_a_run_without_noise_is_shouted_at(results):
+    results["privacy"]["private"] = False
+    for g in results["privacy"]["guarantees"]:
+        g["epsilon"] = None
+    assert "NOT PRIVATE" in render(results)
+
+
+def test_a_simulated_secure_sum_is_called_a_plain_addition(results):
+    from strategies.publish import SIMULATED
+
+    results["privacy"] |= {"trust": "secure-sum", "aggregation": SIMULATED}
+    page = render(results)
+    assert "plain addition in one process" in page and "securely" not in page
+
+
+def test_missing_parts_do_not_break_it(results):
+    results |= {"figures": {}, "gate": {"passed": True, "checks": []}, "rounds": [], "sites": []}
+    results["columns"][0]["real_noised"] = None
+    assert "No release gate" in render(results)
