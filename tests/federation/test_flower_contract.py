@@ -1,0 +1,53 @@
+"""What we use of Flower's inside: an upgrade that moves it fails here, by name."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+from medsynx.flower_records import reply_from_records, reply_to_records, request_from_records, request_to_records
+from medsynx.generators.base import State
+from medsynx.wire import Reply, Request
+
+
+def test_internal_names_are_where_we_import_them():
+    import flwr.superlink.main
+    from flwr.supercore.control import ControlHttpClient
+    from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+    import site_agent.executor
+    import strategies.control
+    import strategies.superlink  # noqa: F401  # their module-level imports are the contract
+
+    assert callable(flwr.superlink.main.create_app) and hasattr(ControlHttpClient, "RegisterNode")
+    assert list(inspect.signature(pull_task_input).parameters) == ["client"]
+    assert list(inspect.signature(push_message).parameters) == ["client", "message", "context"]
+    assert list(inspect.signature(push_task_output).parameters)[:4] == ["client", "context", "sub_status", "details"]
+
+
+def test_the_stub_app_has_one_hash():
+    from site_agent.executor import own_app_hash
+
+    assert own_app_hash() == own_app_hash()
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.float32, np.float64])
+def test_messages_survive_the_wire(dtype):
+    arrays = {"sum": np.arange(6, dtype=dtype).reshape(2, 3), "empty": np.zeros(0, dtype)}
+    request = Request("r", "d" * 64, "step 1", State(arrays, {"noise_std": 1.5, "n": 3}))
+    again = request_from_records(request_to_records(request))
+    assert (again.run, again.study_digest, again.step, again.state.facts) == ("r", "d" * 64, "step 1", {"noise_std": 1.5, "n": 3})
+    for reply in (Reply(arrays), Reply(refusal="budget-exceeded"), Reply(arrays, private=False)):
+        back = reply_from_records(reply_to_records(reply))
+        assert (back.refusal, back.private) == (reply.refusal, reply.private)
+        for name, array in reply.arrays.items():
+            assert back.arrays[name].dtype == dtype and (back.arrays[name] == array).all()
+
+
+def test_a_reply_that_does_not_say_it_is_private_is_not():
+    from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+
+    records = RecordDict({"arrays": ArrayRecord({}), "body": ConfigRecord({"json": "{}"})})
+    assert reply_from_records(records).private is False
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        request_from_records(records)

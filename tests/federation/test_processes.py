@@ -1,0 +1,85 @@
+"""Nothing is left behind: not after a normal end, not after Ctrl-C, not after kill -9 of the supervisor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from onehost.processes import Supervisor
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from onehost.processes import Supervisor
+child = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)  # {tag}']); time.sleep(300)  # {tag}"
+with Supervisor() as s:
+    s.start("one", [sys.executable, "-c", child], Path(sys.argv[1]) / "log")
+    print("up", flush=True)
+    try:
+        time.sleep(300)
+    except KeyboardInterrupt:
+        pass
+"""
+
+
+def living(tag: str) -> list[str]:
+    """Processes with the tag on their command line, but for the supervisor's own script."""
+    found = subprocess.run(["pgrep", "-f", tag], capture_output=True, text=True).stdout.split()
+    return [p for p in found if "Supervisor" not in cmdline(p)]
+
+
+def cmdline(pid: str) -> str:
+    try:
+        with open(f"/proc/{pid}/cmdline") as f:
+            return f.read()
+    except OSError:
+        return "Supervisor"  # gone in between
+
+
+def gone(tag: str, seconds: float = 8) -> bool:
+    until = time.monotonic() + seconds
+    while living(tag) and time.monotonic() < until:
+        time.sleep(0.1)
+    return not living(tag)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_processes_die_with_their_supervisor(tmp_path, number):
+    tag = f"t{os.getpid()}{int(number)}"
+    script = SCRIPT.replace("{tag}", tag)
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True) as parent:
+        try:
+            assert parent.stdout.readline().strip() == "up"
+            time.sleep(0.7)
+            assert len(living(tag)) == 2
+            parent.send_signal(number)
+            parent.wait(20)
+        finally:
+            parent.kill()
+    if number == signal.SIGINT:
+        assert gone(tag)
+    else:  # the kernel kills the group's leader; what it started itself is its own to watch (Flower's processes do)
+        until = time.monotonic() + 8
+        while (leaders := [p for p in living(tag) if "subprocess" in cmdline(p)]) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert not leaders
+        for p in living(tag):
+            os.kill(int(p), signal.SIGKILL)
+
+
+def test_a_service_that_dies_is_restarted_or_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr("onehost.processes.RESTART_SECONDS", 0.1)
+    with Supervisor() as supervisor:
+        supervisor.start("once", [sys.executable, "-c", "print('bye')"], tmp_path / "once.log")
+        supervisor.start("again", [sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "again.log", restart=True)
+        until = time.monotonic() + 10
+        while time.monotonic() < until and not (supervisor.ended() and supervisor.services["again"].restarts):
+            supervisor.tend()
+            time.sleep(0.05)
+        assert supervisor.ended() == ["once"] and supervisor.tail("once") == ["bye"]
+        assert supervisor.services["again"].restarts >= 1
