@@ -166,7 +166,7 @@ def figures(study: Study, state: State, synthetic: Codes) -> dict[str, Any]:
     """
     layout, std = HoldoutLayout(study), float(state.facts["noise_std"])
     seen = layout.split(state.arrays["holdout"])
-    cards = {n: state.arrays[n] for n in ("synthetic", "real") if n in state.arrays}
+    cards: Arrays = {n: state.arrays[n] for n in ("synthetic", "real") if n in state.arrays}
     expected = layout.tables(synthetic, cards)
     records = max(1.0, float(np.mean([t.sum() for t in seen[: len(layout.sizes)]])))
     rng = np.random.default_rng(0)
@@ -198,7 +198,7 @@ def holdout_margins(study: Study, state: State) -> list[NDArray[np.float64]]:
 def pair_distances(study: Study, state: State, synthetic: Codes) -> dict[tuple[int, int], float]:
     """Noisy distance of each coarse pair, for the heat map."""
     layout = HoldoutLayout(study)
-    cards = {n: state.arrays[n] for n in ("synthetic", "real") if n in state.arrays}
+    cards: Arrays = {n: state.arrays[n] for n in ("synthetic", "real") if n in state.arrays}
     seen, expected = layout.split(state.arrays["holdout"]), layout.tables(synthetic, cards)
     at = [i for i, b in enumerate(layout.blocks) if b.name == "two"]
     return {p: _tvd(seen[i], expected[i]) for p, i in zip(layout.pairs, at, strict=True)}

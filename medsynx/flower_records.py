@@ -63,4 +63,4 @@ def _plain(records: RecordDict) -> tuple[dict[str, Any], Arrays]:
     body = json.loads(str(records["body"]["json"]))
     if not isinstance(body, dict):
         raise ValueError("not a message of a run")
-    return body, {n: a.numpy() for n, a in records["arrays"].items()}
+    return body, {n: a.numpy() for n, a in records.array_records["arrays"].items()}

@@ -119,7 +119,7 @@ def serve(site_dir: Path, address: str, secret_file: Path) -> None:
     for module in _heavy(SiteFolder(site_dir)):
         importlib.import_module(module)
     own_hash = own_app_hash()
-    secret = load_superexec_auth_secret(secret_file=str(secret_file))
+    secret = load_superexec_auth_secret(secret_file=str(secret_file)) or b""
     acquire = frozenset({"/flwr.proto.Runtime/AcquireTask"})
     client = RuntimeHttpClient.from_server_address(
         server_address=address,

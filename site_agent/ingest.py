@@ -23,7 +23,8 @@ from medsynx.study import Study
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Every data set keeps the same fifth of its patients as hold-out in every study: a patient's part never changes, so that costs on the two parts never meet.
+#: Every data set keeps the same fifth of its patients as hold-out in every study: a patient's part never changes,
+#: so that costs on the two parts never meet.
 HOLDOUT_SHARE = 0.2
 
 
@@ -66,11 +67,8 @@ def prepare(frame: pd.DataFrame, study: Study, key: bytes, *, strict: bool = Fal
         raise MedsynxError("patient-duplicate", f"{capped} records exceed the cap of {cap} a patient")
     names, codes = [names[i] for i in kept], codes[kept]
     holdout = np.array([int.from_bytes(n[:8], "big") / 2**64 < HOLDOUT_SHARE for n in names], bool)
-    everybody = np.ones(len(names), bool)
-    parts: dict[Part, Patients] = {
-        part: _group(names, codes, mask)
-        for part, mask in (("train", ~holdout), ("holdout", holdout), ("all", everybody))
-    }
+    masks: dict[Part, np.ndarray] = {"train": ~holdout, "holdout": holdout, "all": np.ones(len(names), bool)}
+    parts: dict[Part, Patients] = {part: _group(names, codes, mask) for part, mask in masks.items()}
     return LocalTable(parts, report, capped)
 
 

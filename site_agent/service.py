@@ -101,5 +101,5 @@ class SiteService:
         part = file.with_suffix(".part")
         with part.open("wb") as out:
             part.chmod(0o600)
-            np.savez(out, **arrays)  # type: ignore[arg-type]
+            np.savez(out, **arrays)
         part.replace(file)

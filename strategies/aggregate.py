@@ -31,8 +31,8 @@ def usable(reply: Reply, priced: PricedStep, state: State) -> bool:
 def combine(replies: dict[str, Reply], priced: PricedStep, study: Study) -> Total:
     """Total of usable replies by site.
 
-    A sum's noise is what every contributing site added: each a share of the priced variance. A model's weights are averaged with equal weights, since the
-    numbers of patients are private.
+    A sum's noise is what every contributing site added: each a share of the priced variance. A model's weights are averaged with equal
+    weights, since the numbers of patients are private.
     """
     ordered = [replies[site].arrays for site in sorted(replies)]
     if priced.step.cargo == "model-update":

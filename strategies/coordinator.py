@@ -60,7 +60,8 @@ class CoordinatorFolder:
 def conduct(federation: Federation, folder_path: Path, run_config: dict[str, Any]) -> None:
     """Run the study ``run_config["study-digest"]`` under the name ``run_config["run"]``.
 
-    Always ends with a ``result.json`` that says ``finished`` or ``failed`` with a code; raises when it failed, so that Flower's own state says so too.
+    Always ends with a ``result.json`` that says ``finished`` or ``failed`` with a code; raises when it failed, so that Flower's own state
+    says so too.
     """
     folder, name = CoordinatorFolder(folder_path), str(run_config["run"])
     target = folder.run(name)

@@ -14,7 +14,14 @@ from tests.conftest import small_table
 
 
 def make_site(
-    folder: Path, study: Study, table: pd.DataFrame, *, name: str = "north", approve: bool = True, noise: bool = True, **limits: object
+    folder: Path,
+    study: Study,
+    table: pd.DataFrame,
+    *,
+    name: str = "north",
+    approve: bool = True,
+    noise: bool = True,
+    **limits: object,
 ) -> SiteFolder:
     """A site folder with one table whose policy fits the study, unless ``limits`` say otherwise."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,11 @@ def cards(study):
 def contribution(study, name, rows, state):
     codes = np.array(rows, np.int64).reshape(-1, len(SIZES))
     priced = priced_plan(study).find(name)
-    return JUDGE.contribute(study, priced, state, Patients(codes, np.zeros(len(codes), np.int64)), {}).arrays["sum"].astype(float)
+    return (
+        JUDGE.contribute(study, priced, state, Patients(codes, np.zeros(len(codes), np.int64)), {})
+        .arrays["sum"]
+        .astype(float)
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -70,7 +74,9 @@ def test_without_noise_the_federated_figures_are_the_direct_ones(study, real):
     expected = roc_auc_score(y[y >= 0], scorecard.score_bins(holdout, sizes, task, card)[y >= 0])
     assert found["tstr_auc"]["value"] == pytest.approx(expected, abs=1e-6)
     assert abs(found["tstr_auc"]["value"] - found["trtr_auc"]["value"]) < 0.02
-    assert found["tvd1"]["value"] < 0.02 and found["tvd2"]["value"] < 0.03, "two draws of the same population differ by the floor only"
+    assert found["tvd1"]["value"] < 0.02 and found["tvd2"]["value"] < 0.03, (
+        "two draws of the same population differ by the floor only"
+    )
 
 
 def test_a_bad_generator_shows_through_the_noise(study, real):
@@ -91,13 +97,23 @@ def test_drowned_figures_say_so(study, real):
 def test_gate_fails_closed():
     figures = {"tvd2": {"value": 0.1}, "tstr_auc": {"value": None}}
     assert gate.check(GateSpec(), None) == {"passed": True, "checks": []}
-    assert gate.check(GateSpec(max_tvd2=0.2), figures)["passed"] and not gate.check(GateSpec(max_tvd2=0.05), figures)["passed"]
+    assert (
+        gate.check(GateSpec(max_tvd2=0.2), figures)["passed"]
+        and not gate.check(GateSpec(max_tvd2=0.05), figures)["passed"]
+    )
     assert not gate.check(GateSpec(min_tstr_auc=0.5), figures)["passed"]
-    assert not gate.check(GateSpec(max_tvd1=0.9), figures)["passed"] and not gate.check(GateSpec(max_tvd1=0.9), None)["passed"]
+    assert (
+        not gate.check(GateSpec(max_tvd1=0.9), figures)["passed"]
+        and not gate.check(GateSpec(max_tvd1=0.9), None)["passed"]
+    )
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 15)), min_size=2, max_size=60).filter(lambda r: len({a for a, _ in r}) == 2))
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 15)), min_size=2, max_size=60).filter(
+        lambda r: len({a for a, _ in r}) == 2
+    )
+)
 def test_auc_of_a_histogram_is_that_of_the_scores(rows):
     histogram = np.zeros((2, 16))
     for label, at in rows:

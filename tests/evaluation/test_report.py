@@ -15,12 +15,22 @@ class Outside(HTMLParser):
     def handle_starttag(self, tag, attrs):
         if tag in ("script", "link", "iframe", "object", "base", "form"):
             self.found.append(tag)
-        self.found += [f"{k}={v[:40]}" for k, v in attrs if k.startswith("on") or (k in ("src", "href") and not v.startswith("data:image/"))]
+        self.found += [
+            f"{k}={v[:40]}"
+            for k, v in attrs
+            if k.startswith("on") or (k in ("src", "href") and not v.startswith("data:image/"))
+        ]
 
 
 @pytest.fixture
 def results():
-    guarantee = {"epsilon": 1.25, "delta": 1e-5, "unit": "patient", "neighbours": "add or remove one", "accountant": "PLD"}
+    guarantee = {
+        "epsilon": 1.25,
+        "delta": 1e-5,
+        "unit": "patient",
+        "neighbours": "add or remove one",
+        "accountant": "PLD",
+    }
     return {
         "study": {"name": "s", "title": "<script>alert(1)</script>", "digest": "d" * 64, "family": "marginals"},
         "figures": {
@@ -31,18 +41,27 @@ def results():
         },
         "direct": None,
         "gate": {"passed": False, "checks": [{"name": "tvd2", "threshold": 0.1, "value": 0.3, "passed": False}]},
-        "columns": [{"name": "a", "title": None, "labels": ["x", "missing"], "real_noised": [0.4, 0.6], "synthetic": [0.5, 0.5]}],
+        "columns": [
+            {"name": "a", "title": None, "labels": ["x", "missing"], "real_noised": [0.4, 0.6], "synthetic": [0.5, 0.5]}
+        ],
         "pairs": [],
-        "rounds": [{"step": "tables", "seconds": 1.0, "answered": ["n"], "missing": {"m": "late"}, "bytes_per_site": 4000}],
+        "rounds": [
+            {"step": "tables", "seconds": 1.0, "answered": ["n"], "missing": {"m": "late"}, "bytes_per_site": 4000}
+        ],
         "sites": ["n", "m"],
         "privacy": {
             "private": True,
             "trust": "local",
             "aggregation": "plain addition of locally noised vectors",
-            "guarantees": [{**guarantee, "adversary": "researcher"}, {**guarantee, "adversary": "coordinator", "epsilon": 2.5}],
+            "guarantees": [
+                {**guarantee, "adversary": "researcher"},
+                {**guarantee, "adversary": "coordinator", "epsilon": 2.5},
+            ],
             "max_records_per_patient": 1,
             "note": "A patient seen at m sites is counted at each of them.",
-            "events": [{"step": "tables", "part": "train", "cargo": "secure-sum", "noise_multiplier": 3.7, "event": {}}],
+            "events": [
+                {"step": "tables", "part": "train", "cargo": "secure-sum", "noise_multiplier": 3.7, "event": {}}
+            ],
         },
     }
 
@@ -57,7 +76,17 @@ def test_the_page_is_self_contained_and_escapes_what_it_shows(results):
 
 def test_it_says_what_matters(results):
     page = render(results)
-    for words in ("0.812", "1.250", "2.500", "1e-05", "No secure aggregation is claimed", "Withheld", "m (late)", "Not reliable", "noise leaves no count"):
+    for words in (
+        "0.812",
+        "1.250",
+        "2.500",
+        "1e-05",
+        "No secure aggregation is claimed",
+        "Withheld",
+        "m (late)",
+        "Not reliable",
+        "noise leaves no count",
+    ):
         assert words in page, words
     assert "NOT PRIVATE" not in page
 

@@ -86,10 +86,17 @@ def test_with_noise_off_it_gives_the_same_aggregate_as_one_process(deployed, tmp
     assert result["status"] == "finished" and result["missing"] == {}
     for name in sites:
         text = (tmp_path / name / "site.yaml").read_text()
-        (tmp_path / name / "site.yaml").write_text(text.replace("testing_without_noise: false", "testing_without_noise: true"))
-    here = Run(NOISELESS, InProcessFederation({n: SiteService.open(tmp_path / n).answer for n in sites}), "here").conduct()
+        (tmp_path / name / "site.yaml").write_text(
+            text.replace("testing_without_noise: false", "testing_without_noise: true")
+        )
+    here = Run(
+        NOISELESS, InProcessFederation({n: SiteService.open(tmp_path / n).answer for n in sites}), "here"
+    ).conduct()
     bundle = read_bundle(coordinator.run("same") / "noiseless.medsynx.zip")
-    with np.load(io.BytesIO(bundle.files["artefact/tables.npz"])) as a, np.load(io.BytesIO(here.artefact.files["tables.npz"])) as b:
+    with (
+        np.load(io.BytesIO(bundle.files["artefact/tables.npz"])) as a,
+        np.load(io.BytesIO(here.artefact.files["tables.npz"])) as b,
+    ):
         assert a.files == b.files and all((a[n] == b[n]).all() for n in a.files)
     assert bundle.private is False and here.private is False, "a run without noise says so"
 
@@ -131,17 +138,28 @@ def test_the_gate_serves_the_fleet_and_nothing_else(deployed):
     context = ssl.create_default_context(cafile=str(federation.tls.ca))
 
     def status(port, path, data=b""):
-        request = urllib.request.Request(f"https://127.0.0.1:{port}{path}", data=data, method="POST" if data is not None else "GET")
+        request = urllib.request.Request(
+            f"https://127.0.0.1:{port}{path}", data=data, method="POST" if data is not None else "GET"
+        )
         try:
             return urllib.request.urlopen(request, context=context, timeout=10).status
         except urllib.error.HTTPError as error:
             return error.code
 
-    forbidden = ["/v1/control/start-run", "/v1/control/register-node", "/v1/runtime/acquire-task", "/docs", "/openapi.json", "/v1/fleet/../control/list-runs"]
+    forbidden = [
+        "/v1/control/start-run",
+        "/v1/control/register-node",
+        "/v1/runtime/acquire-task",
+        "/docs",
+        "/openapi.json",
+        "/v1/fleet/../control/list-runs",
+    ]
     for path in forbidden:
         assert status(federation.gate_port, path) == 403, path
     assert status(federation.gate_port, "/health", None) == 200
-    assert status(federation.gate_port, "/v1/fleet/activate-node") not in (200, 403), "passed on, and refused for want of a key"
+    assert status(federation.gate_port, "/v1/fleet/activate-node") not in (200, 403), (
+        "passed on, and refused for want of a key"
+    )
     assert status(federation.private_port, "/v1/control/list-runs") != 403, "the same path exists behind the gate"
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(f"https://127.0.0.1:{federation.gate_port}/health", timeout=10)

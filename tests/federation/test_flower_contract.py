@@ -15,7 +15,6 @@ def test_internal_names_are_where_we_import_them():
     from flwr.supercore.control import ControlHttpClient
     from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-    import site_agent.executor
     import strategies.control
     import strategies.superlink  # noqa: F401  # their module-level imports are the contract
 
@@ -36,7 +35,12 @@ def test_messages_survive_the_wire(dtype):
     arrays = {"sum": np.arange(6, dtype=dtype).reshape(2, 3), "empty": np.zeros(0, dtype)}
     request = Request("r", "d" * 64, "step 1", State(arrays, {"noise_std": 1.5, "n": 3}))
     again = request_from_records(request_to_records(request))
-    assert (again.run, again.study_digest, again.step, again.state.facts) == ("r", "d" * 64, "step 1", {"noise_std": 1.5, "n": 3})
+    assert (again.run, again.study_digest, again.step, again.state.facts) == (
+        "r",
+        "d" * 64,
+        "step 1",
+        {"noise_std": 1.5, "n": 3},
+    )
     for reply in (Reply(arrays), Reply(refusal="budget-exceeded"), Reply(arrays, private=False)):
         back = reply_from_records(reply_to_records(reply))
         assert (back.refusal, back.private) == (reply.refusal, reply.private)

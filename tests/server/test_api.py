@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import jwt
 import pandas as pd
@@ -41,7 +42,7 @@ def bundles(tmp_path_factory):
         (root / name).mkdir()
         (root / name / "signing.pem").write_bytes((root / "key.pem").read_bytes())
         result = simulate(parse_study({**RAW_STUDY, "gate": gate}), tables, root / name, noise=noise)
-        out[name] = open(result["bundle"], "rb").read()
+        out[name] = Path(result["bundle"]).read_bytes()
     return out, root / "key.pem.pub"
 
 
@@ -100,7 +101,10 @@ def test_from_upload_to_download(client, bundles):
     table = pd.read_csv(io.BytesIO(csv.content))
     assert table.shape == (1234, 5) and set(table["sex"].dropna()) <= {"F", "M", "other"}
     parquet = client.post(f"{path}/samples", json={**order, "format": "parquet"}, headers=researcher)
-    assert pd.read_parquet(io.BytesIO(parquet.content))["grade"].dropna().astype(str).tolist() == table["grade"].dropna().astype(str).tolist()
+    assert (
+        pd.read_parquet(io.BytesIO(parquet.content))["grade"].dropna().astype(str).tolist()
+        == table["grade"].dropna().astype(str).tolist()
+    )
     assert client.post(f"{path}/samples", json=order, headers=researcher).content == csv.content, "same seed, same rows"
 
     page = client.get(f"{path}/report", headers=researcher)
@@ -116,7 +120,10 @@ def test_what_is_not_private_or_misses_its_gate_is_never_served(client, bundles)
     assert code(upload(client, bundles[0]["bare"]), 400) == "bundle-not-private"
     closed = upload(client, bundles[0]["closed"]).json()
     assert closed["gate"]["passed"] is False
-    assert code(client.post(f"/generators/{closed['id']}/release", headers=signed_in(client, "admin")), 409) == "gate-closed"
+    assert (
+        code(client.post(f"/generators/{closed['id']}/release", headers=signed_in(client, "admin")), 409)
+        == "gate-closed"
+    )
 
 
 def test_broken_bundles(client, bundles):
@@ -150,8 +157,16 @@ def test_an_unknown_signer_is_refused_and_nobody_is_known_at_first(client, bundl
 
 def test_forged_and_expired_tokens(client):
     secret, now = client.app.state.folder.secret(), datetime.now(UTC)
-    claims = {"iss": auth.ISSUER, "aud": auth.AUDIENCE, "sub": "admin@h.example", "iat": now, "exp": now + timedelta(hours=1)}
-    assert client.get("/me", headers={"Authorization": f"Bearer {jwt.encode(claims, secret, 'HS256')}"}).status_code == 200
+    claims = {
+        "iss": auth.ISSUER,
+        "aud": auth.AUDIENCE,
+        "sub": "admin@h.example",
+        "iat": now,
+        "exp": now + timedelta(hours=1),
+    }
+    assert (
+        client.get("/me", headers={"Authorization": f"Bearer {jwt.encode(claims, secret, 'HS256')}"}).status_code == 200
+    )
     bad = {
         "expired": auth.issue(secret, "admin@h.example", seconds=-1),
         "other secret": jwt.encode(claims, b"x" * 32, "HS256"),
@@ -169,7 +184,13 @@ def test_forged_and_expired_tokens(client):
 
 def test_a_service_token_publishes_and_nothing_else(client, bundles):
     headers = {"Authorization": f"Bearer {client.app.state.service_token}"}
-    for method, path in (("GET", "/generators"), ("GET", "/runs"), ("GET", "/me"), ("POST", "/generators/x/release"), ("GET", "/users")):
+    for method, path in (
+        ("GET", "/generators"),
+        ("GET", "/runs"),
+        ("GET", "/me"),
+        ("POST", "/generators/x/release"),
+        ("GET", "/users"),
+    ):
         assert code(client.request(method, path, headers=headers), 403) == "forbidden", path
     with Session(client.app.state.engine) as db:
         token = db.get(ServiceToken, auth._digest(client.app.state.service_token))
@@ -177,7 +198,9 @@ def test_a_service_token_publishes_and_nothing_else(client, bundles):
         db.add(token)
         db.commit()
     assert code(upload(client, bundles[0]["good"]), 401) == "token-invalid"
-    assert client.app.state.service_token not in str(client.app.state.folder.database.read_bytes()), "only its hash is kept"
+    assert client.app.state.service_token not in str(client.app.state.folder.database.read_bytes()), (
+        "only its hash is kept"
+    )
 
 
 def test_signing_in_tells_nothing_and_is_limited(client):
@@ -198,12 +221,18 @@ RUN = {
     "round": 1,
     "rounds": 3,
     "started_at": "2026-01-01T00:00:00Z",
-    "sites": [{"name": "north", "status": "answered"}, {"name": "south", "status": "failed", "reason": "budget-exceeded"}],
+    "sites": [
+        {"name": "north", "status": "answered"},
+        {"name": "south", "status": "failed", "reason": "budget-exceeded"},
+    ],
 }
 
 
 def test_runs_and_sites(client):
-    service, coordinator = {"Authorization": f"Bearer {client.app.state.service_token}"}, signed_in(client, "coordinator")
+    service, coordinator = (
+        {"Authorization": f"Bearer {client.app.state.service_token}"},
+        signed_in(client, "coordinator"),
+    )
     assert client.put("/runs/r-1", json=RUN, headers=service).status_code == 200
     client.put("/runs/r-1", json={**RUN, "status": "finished", "round": 3}, headers=service)
     (run,) = client.get("/runs", headers=coordinator).json()
@@ -219,12 +248,20 @@ def test_absurd_orders(client, bundles, rows):
     made = upload(client, bundles[0]["good"]).json()
     admin = signed_in(client, "admin")
     client.post(f"/generators/{made['id']}/release", headers=admin)
-    assert code(client.post(f"/generators/{made['id']}/samples", json={"rows": rows}, headers=admin), 422) == "request-invalid"
+    assert (
+        code(client.post(f"/generators/{made['id']}/samples", json={"rows": rows}, headers=admin), 422)
+        == "request-invalid"
+    )
 
 
 def test_every_route_is_described(client):
     paths = client.get("/openapi.json").json()["paths"]
-    assert {"/auth/token", "/generators", "/generators/{generator_id}/samples", "/generators/{generator_id}/report"} <= set(paths)
+    assert {
+        "/auth/token",
+        "/generators",
+        "/generators/{generator_id}/samples",
+        "/generators/{generator_id}/report",
+    } <= set(paths)
     assert all(op.get("summary") for ops in paths.values() for op in ops.values())
 
 
@@ -238,7 +275,9 @@ def test_the_server_process_loads_no_training_code(tmp_path, bundles):
         "assert len(next(draw(read_bundle(Path(sys.argv[2])), 10, 1))) == 10\n"
         "bad = {'torch', 'flwr', 'opacus', 'synthcity', 'sklearn', 'site_agent', 'strategies'} & set(sys.modules)\nprint(sorted(bad))"
     )
-    out = subprocess.run([sys.executable, "-c", code_, str(tmp_path / "s"), str(tmp_path / "b.zip")], capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code_, str(tmp_path / "s"), str(tmp_path / "b.zip")], capture_output=True, text=True
+    )
     assert out.stdout.strip() == "[]", out.stdout + out.stderr
 
 

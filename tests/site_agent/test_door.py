@@ -54,13 +54,16 @@ def test_the_noise_that_leaves_has_the_priced_size(tmp_path, study):
     table = small_table(300, 2)
     for noise in (True, False):
         replies = [
-            ask(make_site(tmp_path / f"{noise}{k}", study, table, noise=noise), study).arrays["sum"].astype(float) for k in range(2)
+            ask(make_site(tmp_path / f"{noise}{k}", study, table, noise=noise), study).arrays["sum"].astype(float)
+            for k in range(2)
         ]
         if not noise:
             # different site keys split the patients differently, so compare the totals of one table
             assert abs(replies[0][:7].sum() - replies[1][:7].sum()) < 0.2 * replies[0][:7].sum()
     plan = priced_plan(study).find("tables")
-    exact = SiteService(make_site(tmp_path / "exact", study, table, noise=False)).answer(Request("r", study.digest, "tables", State()))
+    exact = SiteService(make_site(tmp_path / "exact", study, table, noise=False)).answer(
+        Request("r", study.digest, "tables", State())
+    )
     folder = tmp_path / "noisy"
     noisy_site = make_site(folder, study, table)
     (folder / "site.key").chmod(0o600)
@@ -128,7 +131,7 @@ def test_over_budget_is_refused_before_the_first_batch(tmp_path, study, monkeypa
     site = make_site(tmp_path / "n", study, small_table(300, 1), epsilon_lifetime=study.privacy.epsilon * 0.9)
     monkeypatch.setattr("site_agent.service.read_table", lambda path: pytest.fail("a record was touched"))
     assert ask(site, study).refusal == "budget-exceeded"
-    with pytest.raises(MedsynxError, match="epsilon from 0 to 2, the limit is 1.8"):
+    with pytest.raises(MedsynxError, match=r"epsilon from 0 to 2, the limit is 1\.8"):
         Door(site).admit(study.digest, "run-1", "tables")
 
 
@@ -173,7 +176,11 @@ def test_values_beyond_the_limit_are_clipped_and_other_shapes_refused(site, stud
     size = permit.step.step.size
     huge = door.release(permit, Contribution({"sum": np.full(size, 2**60, np.int64)}))
     assert np.abs(huge.arrays["sum"].astype(np.int64)).max() <= 2**31 - 1
-    for wrong in ({"sum": np.zeros(size + 1, np.int64)}, {"sum": np.zeros(size)}, {"sum": np.zeros(size, np.int64), "x": np.zeros(1)}):
+    for wrong in (
+        {"sum": np.zeros(size + 1, np.int64)},
+        {"sum": np.zeros(size)},
+        {"sum": np.zeros(size, np.int64), "x": np.zeros(1)},
+    ):
         assert refusal(lambda w=wrong: door.release(permit, Contribution(w))) == "cargo-malformed"
 
 
@@ -194,7 +201,13 @@ def test_nothing_else_in_the_site_agent_opens_an_outbound_channel():
     outbound = {"socket", "httpx", "requests", "urllib", "http", "smtplib", "ftplib", "aiohttp", "grpc"}
     for path in Path(site_agent.__file__).parent.glob("**/*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             for name in names:
                 assert name.split(".")[0] not in outbound, f"{path.name} imports {name}"
                 assert not name.startswith("flwr.supercore.runtime") or path.name == "executor.py"

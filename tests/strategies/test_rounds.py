@@ -16,7 +16,10 @@ from tests.helpers import make_site, refuse, zero_reply
 
 
 def handlers(tmp_path, study, count=3, **how):
-    return {f"s{k}": SiteService(make_site(tmp_path / f"s{k}", study, small_table(300, k), name=f"s{k}", **how)).answer for k in range(count)}
+    return {
+        f"s{k}": SiteService(make_site(tmp_path / f"s{k}", study, small_table(300, k), name=f"s{k}", **how)).answer
+        for k in range(count)
+    }
 
 
 def test_a_run_says_who_took_part_and_what_it_cost(tmp_path, study):
@@ -33,7 +36,11 @@ def test_a_refusing_or_broken_site_is_named_and_the_quorum_carries_on(tmp_path, 
     three = handlers(tmp_path, study)
     three |= {"refuses": refuse("budget-exceeded"), "raises": lambda r: 1 / 0, "short": lambda r: zero_reply(3)}
     outcome = Run(study, InProcessFederation(three), "r1").conduct()
-    assert outcome.rounds[0].missing == {"refuses": "budget-exceeded", "raises": "site-failed", "short": "reply-invalid"}
+    assert outcome.rounds[0].missing == {
+        "refuses": "budget-exceeded",
+        "raises": "site-failed",
+        "short": "reply-invalid",
+    }
     assert outcome.rounds[0].answered == ["s0", "s1", "s2"]
 
 
@@ -47,7 +54,10 @@ def test_too_few_answers_fail_the_run_by_name(tmp_path, study):
 
 
 def test_one_site_without_noise_makes_the_whole_run_not_private(tmp_path, study):
-    sites = {**handlers(tmp_path, study, count=2), **{"loud": handlers(tmp_path / "l", study, count=1, noise=False)["s0"]}}
+    sites = {
+        **handlers(tmp_path, study, count=2),
+        **{"loud": handlers(tmp_path / "l", study, count=1, noise=False)["s0"]},
+    }
     assert Run(study, InProcessFederation(sites), "r1").conduct().private is False
 
 
@@ -69,12 +79,16 @@ def test_deadlines_hold_in_process_too(study, workers):
 def test_totals_do_not_depend_on_order_and_noise_adds_up(study):
     priced = priced_plan(study).find("tables")
     rng = np.random.default_rng(1)
-    replies = {f"s{k}": Reply({"sum": rng.integers(-(2**31), 2**31 - 1, priced.step.size, dtype=np.int32)}) for k in range(4)}
+    replies = {
+        f"s{k}": Reply({"sum": rng.integers(-(2**31), 2**31 - 1, priced.step.size, dtype=np.int32)}) for k in range(4)
+    }
     a, b = combine(replies, priced, study), combine(dict(reversed(replies.items())), priced, study)
     assert (a.arrays["sum"] == b.arrays["sum"]).all()
     assert a.arrays["sum"].dtype == np.int64, "four int32 vectors must not wrap"
     assert a.noise_std == pytest.approx(priced.noise_std * 2), "local mode: every site adds the full noise"
-    secure = parse_study({**RAW_STUDY, "privacy": {**RAW_STUDY["privacy"], "trust": "secure-sum"}, "rounds": {"quorum": 4}})
+    secure = parse_study(
+        {**RAW_STUDY, "privacy": {**RAW_STUDY["privacy"], "trust": "secure-sum"}, "rounds": {"quorum": 4}}
+    )
     assert combine(replies, priced, secure).noise_std == pytest.approx(priced.noise_std)
 
 

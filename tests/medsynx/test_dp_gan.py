@@ -1,0 +1,173 @@
+"""The GAN's privacy, one promise a test, and that it learns."""
+
+import numpy as np
+import pytest
+import torch
+
+from medsynx import codec
+from medsynx.generators import get_family
+from medsynx.generators.base import Patients, State, Total
+from medsynx.generators.dp_gan import Parameters, initial_weights, shapes, to_onnx
+from medsynx.generators.dp_gan_training import CriticTrainer, Generator, SecretNoise, fake_rows
+from medsynx.privacy import calibrate
+from medsynx.samplers import open_sampler
+from medsynx.study import parse_study
+from tests.conftest import RAW_STUDY, small_table
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+P = Parameters(clip_norm=0.5, batch=32, hidden=16, latent=8)
+WIDTH = 12
+FAMILY = get_family("dp-gan")
+
+
+def onehot(rows: int) -> torch.Tensor:
+    return torch.eye(WIDTH)[torch.arange(rows) % WIDTH]
+
+
+def noised_gradient(trainer: CriticTrainer, real: torch.Tensor) -> torch.Tensor:
+    """What leaves the clip-and-noise step: the real gradient as the optimiser has it before fakes are added, times the public batch size."""
+    seen = []
+    trainer.optimizer.attach_step_hook(
+        lambda o: seen.append(torch.cat([q.grad.flatten().clone() for q in trainer.parameters]) * P.batch)
+    )
+    trainer.step(real, onehot(4))
+    return seen[0]
+
+
+def test_one_patient_moves_the_sum_by_the_clip_norm_at_most():
+    trainer = CriticTrainer(WIDTH, P, 0.0)
+    state = {n: t.clone() for n, t in trainer.critic.state_dict().items()}
+    many = noised_gradient(trainer, onehot(10))
+    moves = []
+    for patient in (onehot(1) * 1e4, -onehot(1) * 1e4, onehot(1), -onehot(3)[2:] * 1e3):
+        other = CriticTrainer(WIDTH, P, 0.0)
+        other.critic.load_state_dict(state)
+        moved = noised_gradient(other, torch.cat([onehot(10), patient])) - many
+        assert moved.norm() <= P.clip_norm * (1 + 1e-3)
+        moves.append(float(moved.norm()))
+    assert max(moves) == pytest.approx(P.clip_norm, rel=1e-2), (
+        "the bound is reached: the patients do count, and are clipped"
+    )
+
+
+def test_the_noise_has_the_stated_size_and_is_added_to_empty_batches_too():
+    draws = torch.cat([noised_gradient(CriticTrainer(WIDTH, P, 3.0), torch.zeros((0, WIDTH))) for _ in range(20)])
+    assert abs(draws.std() / (3.0 * P.clip_norm) - 1) < 0.05 and abs(draws.mean()) < 0.1
+
+
+def test_no_seed_reaches_the_noise():
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        draws.append(noised_gradient(CriticTrainer(WIDTH, P, 3.0), torch.zeros((0, WIDTH))))
+    assert not torch.allclose(draws[0], draws[1], atol=0.1)
+
+
+def test_secret_noise_is_normal():
+    from scipy.stats import kstest
+
+    draws = SecretNoise().normal((200_00,)).numpy()
+    assert kstest(draws, "norm").pvalue > 1e-4
+    uniform = SecretNoise().uniform(20_000)
+    assert uniform.min() > 0 and uniform.max() <= 1 and kstest(uniform, "uniform").pvalue > 1e-4
+
+
+def test_batches_are_poisson_samples_of_patients():
+    trainer, patients, rate = CriticTrainer(WIDTH, P, 0.0), 400, 0.1
+    count = np.full(patients, 3)
+    first = np.arange(patients) * 3
+    picked = [trainer.sample(first, count, rate) for _ in range(400)]
+    for rows in picked:
+        assert len(set(rows // 3)) == len(rows), "a patient lends one record"
+    sizes = np.array([len(rows) for rows in picked])
+    assert abs(sizes.mean() - patients * rate) < 2 and 0.7 < sizes.var() / (patients * rate * (1 - rate)) < 1.4, (
+        "fixed-size batches would not vary"
+    )
+    assert set(np.concatenate(picked) % 3) == {0, 1, 2}
+
+
+def test_the_normaliser_is_public():
+    """Doubling the patients doubles the gradient: nothing divides by the private batch size."""
+    a, b = CriticTrainer(WIDTH, P, 0.0), CriticTrainer(WIDTH, P, 0.0)
+    b.critic.load_state_dict(a.critic.state_dict())
+    one, two = noised_gradient(a, onehot(12)), noised_gradient(b, onehot(24))
+    assert torch.allclose(two, 2 * one, atol=1e-4)
+
+
+def test_the_critic_learns_forwards_and_keeps_the_gradient_on_fakes():
+    """Real above fake after training, with noise on; and a step on an empty batch still moves the critic by the fakes."""
+    torch.manual_seed(1)
+    trainer = CriticTrainer(WIDTH, P, 0.3)
+    real, fake = onehot(12)[:6].repeat(8, 1), onehot(12)[6:].repeat(8, 1)
+    for _ in range(150):
+        trainer.step(real, fake)
+    with torch.no_grad():
+        assert (trainer.critic(real).mean() - trainer.critic(fake).mean()) > 1
+    quiet = CriticTrainer(WIDTH, P, 0.0)
+    before = quiet.critic(fake).mean().item()
+    for _ in range(20):
+        quiet.step(torch.zeros((0, WIDTH)), fake)
+    assert quiet.critic(fake).mean().item() < before - 0.05
+
+
+@pytest.fixture(scope="module")
+def study():
+    raw = {
+        **RAW_STUDY,
+        "family": {
+            "name": "dp-gan",
+            "parameters": {"rounds": 2, "critic_steps": 400, "sample_rate": 0.05, "hidden": 48},
+        },
+    }
+    return parse_study(raw)
+
+
+def federated(study, tables, noise=True):
+    plan, state, keep = calibrate(study.privacy, FAMILY.plan(study)), State(), [{} for _ in tables]
+    plan = plan if noise else plan.without_noise()
+    while step := FAMILY.next_step(study, state):
+        priced, outs = plan.find(step.name), []
+        for k, codes in enumerate(tables):
+            out = FAMILY.contribute(study, priced, state, Patients(codes, np.arange(len(codes))), keep[k])
+            keep[k] = out.keep
+            assert {n: a.shape for n, a in out.arrays.items()} == shapes(study), "generator weights and nothing else"
+            assert not any(np.array_equal(a, b) for a in out.arrays.values() for b in out.keep.values() if a.size > 1)
+            outs.append(out.arrays)
+        mean = {n: np.mean([o[n] for o in outs], axis=0).astype(np.float32) for n in outs[0]}
+        state = FAMILY.combine(study, priced, state, Total(mean, 0.0, len(outs)))
+    artefact = FAMILY.export(study, state)
+    return open_sampler(artefact.sampler, artefact.files, study).sample(4000, np.random.default_rng(0))
+
+
+def test_without_noise_it_learns(study):
+    from evaluation.fidelity import mean_tvd2
+
+    tables = [codec.encode(small_table(1500, k), study)[0] for k in range(2)]
+    real, sizes = np.concatenate(tables), codec.sizes(study)
+    start = {"generator.onnx": to_onnx(initial_weights(study), 48, sum(sizes))}
+    untrained = open_sampler({"kind": "onnx-softmax", "file": "generator.onnx", "latent": 48}, start, study).sample(
+        4000, np.random.default_rng(0)
+    )
+    learned = mean_tvd2(federated(study, tables, noise=False), real, sizes)
+    assert learned < 0.25 and learned < 0.6 * mean_tvd2(untrained, real, sizes)
+
+
+def test_onnx_is_the_trained_network(study):
+    import onnxruntime as ort
+
+    rng = np.random.default_rng(3)
+    weights = {n: rng.normal(0, 0.3, s).astype(np.float32) for n, s in shapes(study).items()}
+    network = Generator(48, 48, sum(codec.sizes(study)))
+    network.load_state_dict({n: torch.from_numpy(a) for n, a in weights.items()})
+    z = rng.normal(size=(64, 48)).astype(np.float32)
+    (logits,) = ort.InferenceSession(to_onnx(weights, 48, sum(codec.sizes(study)))).run(None, {"z": z})
+    assert np.allclose(logits, network(torch.from_numpy(z)).detach().numpy(), atol=1e-4)
+
+
+def test_fakes_are_one_hot_and_differentiable():
+    logits = torch.zeros(5, 7, requires_grad=True)
+    rows = fake_rows(logits, (3, 4))
+    assert torch.equal(rows[:, :3].sum(1), torch.ones(5)) and torch.equal(rows[:, 3:].sum(1), torch.ones(5))
+    (rows * torch.arange(7.0)).sum().backward()
+    assert logits.grad.abs().sum() > 0

@@ -1,0 +1,228 @@
+"""The console against a named fake of the API, and once against the real server."""
+
+import json
+import threading
+import time
+
+import httpx
+import pytest
+from textual.widgets import DataTable, Input, Static, TabbedContent
+
+from tui.app import Console
+from tui.client import Api
+from tui.screens.main import Main
+from tui.screens.sign_in import SignIn
+from tui.widgets.detail import Detail
+
+RUN = {
+    "id": "run-1",
+    "study_name": "flchain",
+    "study_digest": "a" * 64,
+    "family": "marginals",
+    "status": "running",
+    "round": 1,
+    "rounds": 3,
+    "message": "tables",
+    "started_at": "2026-01-01T10:00:00Z",
+    "updated_at": "2026-01-01T10:00:05Z",
+    "sites": [
+        {"name": "north", "status": "answered", "reason": None},
+        {"name": "south", "status": "failed", "reason": "budget-exceeded"},
+    ],
+    "epsilon": 1.0,
+    "generator_id": None,
+}
+SITE = {"name": "north", "status": "answered", "last_seen": "2026-01-01T10:00:05Z", "run_id": "run-1"}
+GENERATOR = {
+    "id": "g" * 32,
+    "name": "flchain",
+    "title": "Free light chain [bold]",
+    "family": "marginals",
+    "study_digest": "a" * 64,
+    "signer": "b" * 64,
+    "created_at": "2026-01-01T10:01:00Z",
+    "status": "withheld",
+    "has_report": True,
+    "gate": {"passed": True, "checks": []},
+    "privacy": {"epsilon": 1.0, "epsilon_coordinator": 2.0, "delta": 1e-5, "unit": "patient", "trust": "local"},
+    "evaluation": {"tvd1": 0.1, "tvd2": None, "tstr_auc": 0.81, "trtr_auc": 0.83},
+}
+
+
+class FakeApi:
+    """Stands in for the server: remembers what was asked, can be switched off or let its tokens expire."""
+
+    def __init__(self, role="coordinator"):
+        self.role, self.calls, self.mode = role, [], "up"
+        self.generators = [dict(GENERATOR)]
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.calls.append((request.method, request.url.path))
+        if self.mode == "down":
+            raise httpx.ConnectError("no route")
+        if request.url.path == "/auth/token":
+            if "password=right" not in request.content.decode():
+                return self.problem(401, "login-failed", "no account with this address and password")
+            return httpx.Response(
+                200, json={"access_token": "t", "token_type": "bearer", "expires_in": 3600, "role": self.role}
+            )
+        if self.mode == "expired" or request.headers.get("authorization") != "Bearer t":
+            return self.problem(401, "token-invalid", "the access token has expired")
+        if request.url.path.endswith(("/release", "/withhold")):
+            self.generators[0]["status"] = "released" if request.url.path.endswith("release") else "withheld"
+            return httpx.Response(200, json=self.generators[0])
+        rows = {"/runs": [RUN], "/sites": [SITE], "/generators": self.generators}
+        return httpx.Response(200, json=rows[request.url.path])
+
+    @staticmethod
+    def problem(status, code, detail):
+        return httpx.Response(status, text=json.dumps({"code": code, "detail": detail, "hint": "Try again."}))
+
+
+def console(fake):
+    return Console("http://fake", api=Api("http://fake", transport=httpx.MockTransport(fake)))
+
+
+async def sign_in(pilot, password="right"):
+    await pilot.pause()
+    pilot.app.screen.query_one("#email", Input).value = "a@b.cd"
+    pilot.app.screen.query_one("#password", Input).value = password
+    pilot.app.screen.query_one("#password", Input).focus()
+    await pilot.press("enter")
+    await settle(pilot)
+
+
+async def settle(pilot):
+    for _ in range(6):
+        await pilot.pause(0.05)
+
+
+def text(screen, kind) -> str:
+    return str(screen.query_one(kind, Static).render())
+
+
+async def test_wrong_password_stays_at_the_door_with_a_reason():
+    async with console(FakeApi()).run_test() as pilot:
+        await sign_in(pilot, "wrong")
+        assert isinstance(pilot.app.screen, SignIn)
+        assert (
+            "login-failed" in text(pilot.app.screen, "#problem")
+            and pilot.app.screen.query_one("#password", Input).value == ""
+        )
+
+
+async def test_a_coordinator_sees_runs_sites_and_generators():
+    async with console(FakeApi()).run_test(size=(110, 32)) as pilot:
+        await sign_in(pilot)
+        screen = pilot.app.screen
+        assert isinstance(screen, Main)
+        assert [t.row_count for t in screen.query(DataTable)] == [1, 1, 1]
+        assert "south: failed (budget-exceeded)" in text(screen, Detail) and "1/3" in text(screen, Detail)
+        await pilot.press("3")
+        await settle(pilot)
+        shown = text(screen, Detail)
+        assert "1 against researchers, 2 against the coordinator" in shown and "0.81" in shown and "[bold]" in shown
+
+
+async def test_release_asks_first():
+    fake = FakeApi()
+    async with console(fake).run_test(size=(110, 32)) as pilot:
+        await sign_in(pilot)
+        await pilot.press("r")
+        await settle(pilot)
+        assert isinstance(pilot.app.screen, Main), "no generator is selected on the runs tab"
+        await pilot.press("3")
+        await settle(pilot)
+        for answer, status in (("n", "withheld"), ("y", "released")):
+            await pilot.press("r")
+            await settle(pilot)
+            await pilot.press(answer)
+            await settle(pilot)
+            assert fake.generators[0]["status"] == status
+
+
+async def test_a_researcher_sees_generators_only():
+    fake = FakeApi("researcher")
+    async with console(fake).run_test() as pilot:
+        await sign_in(pilot)
+        assert [p.id for p in pilot.app.screen.query("TabPane")] == ["generators"]
+        assert not {("GET", "/runs"), ("GET", "/sites")} & set(fake.calls)
+
+
+async def test_a_server_that_goes_away_and_comes_back():
+    fake = FakeApi()
+    async with console(fake).run_test() as pilot:
+        await sign_in(pilot)
+        screen = pilot.app.screen
+        fake.mode = "down"
+        screen.refresh_tables()
+        await settle(pilot)
+        banner = screen.query_one("#banner")
+        assert banner.has_class("shown") and "does not answer" in text(screen, "#banner")
+        assert screen.query(DataTable).first().row_count == 1, "what was last known stays"
+        fake.mode = "up"
+        screen.refresh_tables()
+        await settle(pilot)
+        assert not banner.has_class("shown")
+        fake.mode = "expired"
+        screen.refresh_tables()
+        await settle(pilot)
+        assert isinstance(pilot.app.screen, SignIn)
+
+
+async def test_the_cursor_stays_on_its_row():
+    fake = FakeApi()
+    fake.generators = [{**GENERATOR, "id": str(k) * 32, "name": f"g{k}"} for k in range(4)]
+    async with console(fake).run_test() as pilot:
+        await sign_in(pilot)
+        await pilot.press("3")
+        await settle(pilot)
+        await pilot.press("down", "down")
+        fake.generators = [{**GENERATOR, "id": "9" * 32, "name": "new"}, *fake.generators]
+        pilot.app.screen.refresh_tables()
+        await settle(pilot)
+        assert pilot.app.screen.table().current["name"] == "g2"
+        assert pilot.app.screen.query_one(TabbedContent).active == "generators"
+
+
+@pytest.mark.filterwarnings("ignore")
+async def test_against_the_real_server(tmp_path):
+    import uvicorn
+    from sqlmodel import Session
+
+    from onehost.processes import free_port
+    from server.app import create_app
+    from server.folder import ServerFolder
+    from server.users import service
+    from server.users.models import Role
+
+    folder = ServerFolder(tmp_path / "s")
+    folder.create()
+    app = create_app(folder.path)
+    with Session(app.state.engine) as db:
+        service.add(db, "a@b.cd", "right password", Role.COORDINATOR)
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        token = httpx.post(f"{url}/auth/token", data={"username": "a@b.cd", "password": "right password"}).json()[
+            "access_token"
+        ]
+        body = {k: v for k, v in RUN.items() if k not in ("id", "updated_at")}
+        assert (
+            httpx.put(f"{url}/runs/run-1", json=body, headers={"Authorization": f"Bearer {token}"}).status_code == 200
+        )
+        async with Console(url).run_test(size=(110, 32)) as pilot:
+            await sign_in(pilot, "right password")
+            for _ in range(40):
+                await pilot.pause(0.1)
+                if isinstance(pilot.app.screen, Main) and pilot.app.screen.query(DataTable).first().row_count:
+                    break
+            assert "south: failed (budget-exceeded)" in text(pilot.app.screen, Detail)
+    finally:
+        server.should_exit = True
+        thread.join(10)
