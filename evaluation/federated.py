@@ -133,6 +133,12 @@ class Evaluation:
             assert layout.task
             tables = scorecard.class_tables(patients.codes, layout.sizes, layout.task)
             return Contribution({"sum": (np.concatenate([t.ravel() for t in tables]) * UNIT).astype(np.int64)})
+        if layout.task:  # a scorecard comes from outside: refuse a bad one whatever the records are
+            width = sum(layout.sizes[j] for j in layout.task.predictors)
+            for name in ("synthetic", "real"):
+                card = state.arrays[name]
+                if card.shape != (width,) or not np.isfinite(card).all():
+                    raise ValueError(f"the scorecard {name!r} does not fit the study")
         return Contribution({"sum": layout.join(layout.tables(patients.codes, state.arrays))})
 
     def combine(self, study: Study, priced: PricedStep, state: State, total: Total) -> State:

@@ -97,15 +97,10 @@ def study_check(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object for scripts.")] = False,
 ) -> None:
     """Check a manifest and show what would leave each site: steps, bytes, noise, both epsilons."""
-    from medsynx.draft import MARK
+    from medsynx.draft import refuse_marks
 
     study = _load(file)
-    if MARK in file.read_text("utf-8"):
-        raise MedsynxError(
-            "study-invalid",
-            f"{file} still carries `{MARK}` marks",
-            hint="Replace each marked bound by public knowledge and delete its mark.",
-        )
+    refuse_marks(file)
     programme = import_module("evaluation.programme")  # a room: the root only mounts it
     from medsynx.privacy import statement
 

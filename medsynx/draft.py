@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from medsynx.errors import MedsynxError
 from medsynx.study import MAX_LEVELS
 
 if TYPE_CHECKING:
@@ -20,6 +22,16 @@ WARNING = """\
 # `medsynx study check FILE` refuses a study that still carries a mark.
 """
 MARK = "# FROM ROWS"
+
+
+def refuse_marks(file: Path) -> None:
+    """Raise ``study-invalid`` for a manifest that still says somewhere that it was taken from rows."""
+    if MARK in file.read_text("utf-8"):
+        raise MedsynxError(
+            "study-invalid",
+            f"{file} still carries `{MARK}` marks",
+            hint="Replace each marked bound by public knowledge and delete its mark.",
+        )
 
 
 def draft(frame: pd.DataFrame, name: str) -> str:

@@ -91,8 +91,10 @@ class Plan:
         return next((s for s in self.steps if s.step.name == name), None)
 
     def without_noise(self) -> Plan:
-        """The same steps with noise switched off: for tests that compare aggregates. Nothing made with it is private."""
-        return Plan(tuple(replace(s, noise_multiplier=0.0) for s in self.steps))
+        """The same steps with noise switched off: for tests that compare aggregates. Nothing made with it is private, and its events say so."""
+        from dp_accounting.dp_event import NonPrivateDpEvent
+
+        return Plan(tuple(replace(s, noise_multiplier=0.0, event=NonPrivateDpEvent()) for s in self.steps))
 
     @property
     def bytes_per_site(self) -> int:

@@ -93,11 +93,13 @@ def approve(
 ) -> None:
     """Privacy officer: approve exactly this study, by its digest, for one data set."""
     from evaluation.programme import priced_plan
+    from medsynx.draft import refuse_marks
     from medsynx.privacy import guarantees
     from medsynx.study import load_study
     from site_agent.policy import SiteFolder
 
     manifest = load_study(study)
+    refuse_marks(study)
     plan = priced_plan(manifest)
     typer.echo(f"{manifest.name}  {manifest.digest}")
     for s in plan.steps:

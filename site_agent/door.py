@@ -22,7 +22,7 @@ from medsynx.plan import PricedStep
 from medsynx.privacy import MIN_GRID, share_divisor
 from medsynx.study import Study
 from site_agent.audit import Audit
-from site_agent.ledger import Ledger
+from site_agent.ledger import Budget, Ledger
 from site_agent.policy import SiteFolder, SitePolicy, check_policy
 
 _KEY = object()
@@ -85,13 +85,13 @@ class Door:
                 "trust mode secure-sum needs masked vectors, which a deployed site cannot make yet",
                 hint="Use `trust: local` in the study.",
             )
-        plan = priced_plan(study)
-        if policy.testing_without_noise:
-            plan = plan.without_noise()
+        plan, budget = priced_plan(study), policy.budget
+        if policy.testing_without_noise:  # what leaves then is charged as what it is: epsilon without end, for good
+            plan, budget = plan.without_noise(), Budget(math.inf, budget.delta)
         priced = plan.find(step)
         if priced is None:
             raise MedsynxError("step-not-planned", f"the approved plan has no step {step!r}")
-        self.ledger.reserve(approval.dataset, digest, run, priced, plan, policy.budget)
+        self.ledger.reserve(approval.dataset, digest, run, priced, plan, budget)
         return Permit(study, approval.dataset, run, priced, private=not policy.testing_without_noise)
 
     def release(self, permit: Permit, contribution: Contribution) -> Cargo:

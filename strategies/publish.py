@@ -20,7 +20,8 @@ SIMULATED = "plain addition in one process: stands in for a secure sum, hides no
 def privacy_statement(outcome: Outcome, *, simulated: bool) -> dict[str, Any]:
     """``privacy.json``: both guarantees, every event, and how vectors were really added."""
     study = outcome.study
-    body = statement(study.privacy, study.rounds.quorum, outcome.plan, noise=outcome.private)
+    plan = outcome.plan if outcome.private else outcome.plan.without_noise()
+    body = statement(study.privacy, study.rounds.quorum, plan, noise=outcome.private)
     body["aggregation"] = "plain addition of locally noised vectors" if study.privacy.trust == "local" else SIMULATED
     body["simulated"] = simulated
     return body

@@ -166,3 +166,14 @@ def test_direct_figures_say_that_they_are_not_private(study, real):
     assert all("not private" in f["source"] for f in found.values())
     lonely = direct.figures(study, real[real[:, 4] == 0], real, real[real[:, 4] == 0])
     assert lonely["trtr_auc"]["value"] is None and "one class" in lonely["trtr_auc"]["why"]
+
+
+def test_a_scorecard_that_does_not_fit_fails_for_every_table_alike(study, real):
+    good = cards(study)
+    priced = priced_plan(study).find(federated.HOLDOUT)
+    short = State({**good.arrays, "real": good.arrays["real"][:-1]})
+    odd = State({**good.arrays, "real": np.full_like(good.arrays["real"], np.nan)})
+    for rows in (real[:0], real[:1], real):
+        for state in (short, odd):
+            with pytest.raises(ValueError, match="does not fit"):
+                JUDGE.contribute(study, priced, state, Patients(rows, np.arange(len(rows))), {})

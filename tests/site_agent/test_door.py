@@ -222,3 +222,13 @@ def test_plan_is_an_upper_bound_the_door_recomputes(site, study):
     """What a request says about noise or size is not even part of it: the plan comes from the approved manifest."""
     assert set(Request.__dataclass_fields__) == {"run", "study_digest", "step", "state"}
     assert isinstance(priced_plan(study), Plan)
+
+
+def test_what_left_without_noise_spoils_the_data_set_for_good(tmp_path, study):
+    """The ledger's epsilon is true of everything that left, tests included."""
+    site = make_site(tmp_path / "n", study, small_table(300, 1), noise=False)
+    assert ask(site, study).private is False
+    assert Door(site).ledger.spent("table", 1e-5) == float("inf")
+    file = site.path / "site.yaml"
+    file.write_text(file.read_text().replace("testing_without_noise: true", "testing_without_noise: false"))
+    assert ask(site, study, run="run-2").refusal == "budget-exceeded"
