@@ -8,6 +8,7 @@ come from the generator, which has seen no patient but through earlier noised st
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,9 @@ from medsynx.plan import PricedStep
 from medsynx.study import Study
 
 TEMPERATURE = 0.7  #: of the Gumbel softmax
+
+# torch tells that Opacus' hooks fire on a first layer whose input needs no gradient; that is how they are meant here.
+warnings.filterwarnings("ignore", message="Full backward hook is firing")
 
 
 class SecretNoise:
