@@ -8,6 +8,8 @@ from typing import Any
 
 import httpx
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
 
 class ApiError(Exception):
     """What went wrong and what to try. ``code`` is the server's, or ``unreachable``."""
@@ -52,10 +54,17 @@ class Api:
         return response
 
     async def sign_in(self, email: str, password: str) -> None:
-        """Get an access token and use it from now on."""
-        body = (await self._ask("POST", "/auth/token", data={"username": email, "password": password})).json()
-        self.http.headers["Authorization"] = f"Bearer {body['access_token']}"
-        self.role = body["role"]
+        """Get an access token and use it from now on. A password never goes over plain http but to this machine."""
+        address = httpx.URL(self.url)
+        if address.scheme != "https" and address.host not in LOOPBACK:
+            raise ApiError("request-invalid", f"{self.url} is not encrypted", "Use an https address.")
+        answer = await self._ask("POST", "/auth/token", data={"username": email, "password": password})
+        try:
+            body = answer.json()
+            token, self.role = str(body["access_token"]), str(body["role"])
+        except (ValueError, KeyError, TypeError):
+            raise ApiError("unreachable", f"{self.url} is no MedSynX server", "Check the address.") from None
+        self.http.headers["Authorization"] = f"Bearer {token}"
 
     @property
     def coordinates(self) -> bool:

@@ -1,5 +1,6 @@
 """The console against a named fake of the API, and once against the real server."""
 
+import asyncio
 import json
 import threading
 import time
@@ -9,7 +10,7 @@ import pytest
 from textual.widgets import DataTable, Input, Static, TabbedContent
 
 from tui.app import Console
-from tui.client import Api
+from tui.client import Api, ApiError
 from tui.screens.main import Main
 from tui.screens.sign_in import SignIn
 from tui.widgets.detail import Detail
@@ -80,7 +81,7 @@ class FakeApi:
 
 
 def console(fake):
-    return Console("http://fake", api=Api("http://fake", transport=httpx.MockTransport(fake)))
+    return Console("https://fake", api=Api("https://fake", transport=httpx.MockTransport(fake)))
 
 
 async def sign_in(pilot, password="right"):
@@ -168,6 +169,47 @@ async def test_a_server_that_goes_away_and_comes_back():
         screen.refresh_tables()
         await settle(pilot)
         assert isinstance(pilot.app.screen, SignIn)
+
+
+async def test_markup_from_the_server_is_plain_text():
+    fake = FakeApi()
+    fake.generators = [{**GENERATOR, "name": "[/x] odd"}]
+    async with console(fake).run_test() as pilot:
+        await sign_in(pilot)
+        await pilot.press("3")
+        await settle(pilot)
+        assert str(pilot.app.screen.table().table.get_row_at(0)[0]) == "[/x] odd"
+
+
+async def test_a_server_slower_than_the_refresh_still_shows_its_rows(monkeypatch):
+    monkeypatch.setattr("tui.screens.main.REFRESH_SECONDS", 0.1)
+    api = Api("https://fake", transport=httpx.MockTransport(FakeApi()))
+    quick = api.rows
+
+    async def slow(what):
+        await asyncio.sleep(0.2)
+        return await quick(what)
+
+    monkeypatch.setattr(api, "rows", slow)
+    async with Console("https://fake", api=api).run_test() as pilot:
+        await sign_in(pilot)
+        await pilot.pause(1.5)
+        assert all(t.row_count == 1 for t in pilot.app.screen.query(DataTable))
+
+
+async def test_a_password_is_not_sent_in_the_clear_nor_to_a_stranger():
+    calls = []
+
+    def stranger(request):
+        calls.append(request)
+        return httpx.Response(200, text="<html>hello</html>")
+
+    plain = Api("http://hospital.example", transport=httpx.MockTransport(stranger))
+    with pytest.raises(ApiError, match="not encrypted"):
+        await plain.sign_in("a@b.cd", "secret")
+    assert calls == []
+    with pytest.raises(ApiError, match="no MedSynX server"):
+        await Api("https://x.example", transport=httpx.MockTransport(stranger)).sign_in("a@b.cd", "secret")
 
 
 async def test_the_cursor_stays_on_its_row():

@@ -55,8 +55,13 @@ class Main(Screen[None]):
 
     def on_mount(self) -> None:
         """Refresh now and from now on."""
-        self.set_interval(REFRESH_SECONDS, self.refresh_tables)
+        self.set_interval(REFRESH_SECONDS, self.tick)
         self.refresh_tables()
+
+    def tick(self) -> None:
+        """Refresh, unless a slow server still answers the refresh before: cancelling that one would never show a row."""
+        if not any(w.group == "refresh" and w.is_running for w in self.workers):
+            self.refresh_tables()
 
     @work(exclusive=True, group="refresh")
     async def refresh_tables(self) -> None:
@@ -98,7 +103,7 @@ class Main(Screen[None]):
     def _generator(self) -> dict[str, Any] | None:
         table = self.table()
         if table.view.what != "generators" or table.current is None:
-            self.notify("Select a generator first (key 3).", severity="warning")
+            self.notify("Select a generator first (key 3).", severity="warning", markup=False)
             return None
         return table.current
 
@@ -109,12 +114,12 @@ class Main(Screen[None]):
             try:
                 page = await self.api.report(generator["id"])
             except ApiError as error:
-                self.notify(str(error), severity="error")
+                self.notify(str(error), severity="error", markup=False)
                 return
             file = Path(tempfile.mkdtemp(prefix="medsynx-")) / f"{_plain(generator['name'])}.html"
             file.write_text(page, "utf-8")
             webbrowser.open(file.as_uri())
-            self.notify(f"report saved to {file}", timeout=15)
+            self.notify(f"report saved to {file}", timeout=15, markup=False)
 
     @work
     async def action_sample(self) -> None:
@@ -123,11 +128,11 @@ class Main(Screen[None]):
             try:
                 rows = await self.api.samples(generator["id"], ROWS)
             except ApiError as error:
-                self.notify(str(error), severity="error")
+                self.notify(str(error), severity="error", markup=False)
                 return
             file = Path.cwd() / f"{_plain(generator['name'])}-{ROWS}.csv"
             file.write_bytes(rows)
-            self.notify(f"{ROWS:,} rows saved to {file}", timeout=15)
+            self.notify(f"{ROWS:,} rows saved to {file}", timeout=15, markup=False)
 
     @work
     async def action_release(self, released: bool) -> None:
@@ -141,9 +146,9 @@ class Main(Screen[None]):
         try:
             await self.api.set_released(generator["id"], released)
         except ApiError as error:
-            self.notify(str(error), severity="error")
+            self.notify(str(error), severity="error", markup=False)
         else:
-            self.notify(f"{generator['name']} {'released' if released else 'withheld'}")
+            self.notify(f"{generator['name']} {'released' if released else 'withheld'}", markup=False)
         self.refresh_tables()
 
 

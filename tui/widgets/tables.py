@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.coordinate import Coordinate
@@ -99,7 +100,7 @@ class LiveTable(Vertical):
         self.table.display = False
 
     @property
-    def table(self) -> DataTable[str]:
+    def table(self) -> DataTable[Text]:
         """The inner table."""
         return self.query_one(DataTable)
 
@@ -117,7 +118,7 @@ class LiveTable(Vertical):
         self.rows = rows
         self.table.clear()
         for row in rows:
-            self.table.add_row(*(cell(row) for cell in self.view.columns.values()), key=str(row[self.view.key]))
+            self.table.add_row(*(Text(cell(row)) for cell in self.view.columns.values()), key=str(row[self.view.key]))
         keys = [r[self.view.key] for r in rows]
         if before and before[self.view.key] in keys:
             self.table.cursor_coordinate = Coordinate(keys.index(before[self.view.key]), 0)
