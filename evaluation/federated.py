@@ -29,10 +29,12 @@ from medsynx.study import Study
 REFERENCE, HOLDOUT = "evaluate: reference", "evaluate: hold-out"
 UNIT = 1024  #: cargo units a count (see medsynx.privacy on the grid)
 COARSE = 4  #: groups a column has in the 2-way tables
-MAX_PAIRS = 300
+MAX_PAIRS = (
+    300  #: so at most 4,800 cells of pairs; more columns than 25 have their pairs chosen by :func:`chosen_pairs`
+)
 SCORE_WEIGHT = 4  #: score histograms are few and carry the AUC: they get less noise
 SOURCE = "hold-out, through the door (noised)"
-DRAWS = 200
+DRAWS = 200  #: of the known noise, for floors and spreads
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class HoldoutLayout:
         self.task = target(study)
         self.coarse = [coarse_map(k) for k in self.sizes]
         self.groups = [int(m.max()) + 1 for m in self.coarse]
-        self.pairs = list(combinations(range(len(self.sizes)), 2))[:MAX_PAIRS]
+        self.pairs = chosen_pairs(len(self.sizes))
         self.blocks = [Block("one", (k,), 1) for k in self.sizes]
         self.blocks += [Block("two", (self.groups[a], self.groups[b]), 1) for a, b in self.pairs]
         self.blocks += [Block(n, (2, scorecard.BINS), SCORE_WEIGHT) for n in ("synthetic", "real") if self.task]
@@ -95,16 +97,34 @@ class HoldoutLayout:
 
 
 def coarse_map(size: int) -> NDArray[np.int64]:
-    """Code -> one of at most :data:`COARSE` groups of neighbouring codes, as equal in number as can be. ``missing`` joins the last group."""
-    groups = min(COARSE, size)
-    return (np.arange(size) * groups) // size
+    """Code -> one of at most :data:`COARSE` groups of neighbouring codes, as equal in number as can be.
+
+    ``missing``, the last code, joins the last group: a rare group of its own would cost a row and a column of noise in every pair.
+    The 1-way tables still see how much is missing.
+    """
+    present = size - 1
+    groups = min(COARSE, present)
+    return np.append((np.arange(present) * groups) // present, groups - 1)
+
+
+def chosen_pairs(columns: int) -> list[tuple[int, int]]:
+    """All pairs of columns, or the :data:`MAX_PAIRS` nearest on a ring of the columns: public, and fair to every column."""
+
+    def apart(pair: tuple[int, int]) -> int:
+        return min(pair[1] - pair[0], columns - pair[1] + pair[0])
+
+    return sorted(sorted(combinations(range(columns), 2), key=apart)[:MAX_PAIRS])
 
 
 class Evaluation:
     """The two steps, with a family's verbs."""
 
     def plan(self, study: Study) -> tuple[Step, ...]:
-        """The steps; without a target only the hold-out tables. Shares are set by :mod:`evaluation.programme`."""
+        """The steps; without a target only the hold-out tables. Shares are set by :mod:`evaluation.programme`.
+
+        Their limit is the default 2**30 units: 2**20 counts of weight 1, or 2**18 in a score bin. The door clips there, which moves no two
+        neighbouring data sets further apart.
+        """
         cap, layout, steps = study.privacy.max_records_per_patient, HoldoutLayout(study), []
         if layout.task:
             size = sum(2 * layout.sizes[j] for j in layout.task.predictors)
@@ -167,8 +187,9 @@ def figures(study: Study, state: State, synthetic: Codes) -> dict[str, Any]:
     """Figures from the noised hold-out tables.
 
     Noise and the finite hold-out inflate a distance. ``floor`` is what a generator without any error would show (mean of seeded
-    draws with the known noise), ``noisy`` what was seen, and ``value`` the rest: sqrt(noisy^2 - floor^2), 0 at least. A distance is not ``reliable``
-    when the floor is more than 0.3; an AUC not when its noise (one standard deviation over draws) is more than 0.05.
+    draws with the known noise), ``noisy`` what was seen, and ``value`` the rest: sqrt(noisy^2 - floor^2), 0 at least. ``resolution`` is what
+    19 of 20 such draws stay under: a smaller value cannot be told from 0. A distance is not ``reliable`` when the floor is more than
+    0.3; an AUC not when its noise (one standard deviation over draws) is more than 0.05.
     """
     layout, std = HoldoutLayout(study), float(state.facts["noise_std"])
     seen = layout.split(state.arrays["holdout"])
@@ -220,7 +241,7 @@ def _distance(
 ) -> dict[str, Any]:
     noisy = float(np.mean([_tvd(s, e) for s, e in pairs]))
     floors = []
-    for _ in range(max(5, DRAWS // len(pairs))):
+    for _ in range(DRAWS):
         drawn = []
         for _, expected in pairs:
             share = (expected / expected.sum()).ravel()
@@ -228,8 +249,17 @@ def _distance(
             drawn.append(_tvd(draw, expected.ravel()))
         floors.append(np.mean(drawn))
     floor = float(np.mean(floors))
-    value = math.sqrt(max(0.0, noisy**2 - floor**2))
-    return {"value": value, "noisy": noisy, "floor": floor, "reliable": floor <= 0.3}
+
+    def above_floor(seen: float) -> float:
+        return math.sqrt(max(0.0, seen**2 - floor**2))
+
+    return {
+        "value": above_floor(noisy),
+        "noisy": noisy,
+        "floor": floor,
+        "resolution": above_floor(float(np.quantile(floors, 0.95))),
+        "reliable": floor <= 0.3,
+    }
 
 
 def _auc(histogram: NDArray[np.float64], std: float, rng: np.random.Generator) -> dict[str, Any]:
@@ -237,10 +267,10 @@ def _auc(histogram: NDArray[np.float64], std: float, rng: np.random.Generator) -
     base = {"learner": "naive Bayes scorecard"}
     if value is None:
         return {"value": None, "why": "noise leaves no count in one class", "reliable": False, **base}
-    clean = np.maximum(histogram, 0)
-    again = [scorecard.auc(clean + rng.normal(0, std, clean.shape)) for _ in range(DRAWS)]
+    again = [scorecard.auc(histogram + rng.normal(0, std, histogram.shape)) for _ in range(DRAWS)]
+    # areas are clipped to 0..1 for the reader only: clipped draws near 1 would make the spread look small
     spread = float(np.std([a for a in again if a is not None] or [1.0]))
-    return {"value": value, "plus_minus": spread, "reliable": spread <= 0.05, **base}
+    return {"value": min(1.0, max(0.0, value)), "plus_minus": spread, "reliable": spread <= 0.05, **base}
 
 
 __all__ = ["HOLDOUT", "REFERENCE", "Evaluation", "HoldoutLayout", "Target", "coarse_map", "figures", "start"]

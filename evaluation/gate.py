@@ -8,7 +8,8 @@ from medsynx.study import GateSpec
 
 
 def check(gate: GateSpec, figures: dict[str, Any] | None) -> dict[str, Any]:
-    """``{"passed", "checks"}``: a threshold whose figure is absent or not reliable is not met. Without thresholds the gate is open."""
+    """``{"passed", "checks"}``: a threshold whose figure is absent or not reliable is not met, nor is a distance finer than what its
+    noise can tell from 0 (``resolution``). Without thresholds the gate is open."""
     checks = []
     for figure, threshold, smaller_is_better in (
         ("tvd1", gate.max_tvd1, True),
@@ -22,7 +23,7 @@ def check(gate: GateSpec, figures: dict[str, Any] | None) -> dict[str, Any]:
         met = (
             value is not None
             and found.get("reliable", True)
-            and (value <= threshold if smaller_is_better else value >= threshold)
+            and (max(value, found.get("resolution", 0)) <= threshold if smaller_is_better else value >= threshold)
         )
         checks.append({"name": figure, "threshold": threshold, "value": value, "passed": bool(met)})
     return {"passed": all(c["passed"] for c in checks), "checks": checks}

@@ -49,10 +49,13 @@ def score_bins(codes: Codes, sizes: Sequence[int], task: Target, card: NDArray[n
 
 
 def auc(histogram: NDArray[np.float64]) -> float | None:
-    """Area under the ROC curve from a (class x bin) histogram, ties counted half; None when a class is empty."""
-    against, event = np.maximum(histogram, 0)
-    pairs = against.sum() * event.sum()
-    if pairs <= 0:
+    """Area under the ROC curve from a (class x bin) histogram, ties counted half; None when a class is empty.
+
+    Noised bins enter as they are: the area is bilinear in the two classes, whose noise is independent, so numerator and denominator stay
+    unbiased; clipped bins would pull it towards one half. Noise may carry the area out of 0..1.
+    """
+    against, event = histogram
+    if against.sum() <= 0 or event.sum() <= 0:
         return None
     below = np.concatenate([[0], np.cumsum(against)[:-1]])
-    return float((event * (below + against / 2)).sum() / pairs)
+    return float((event * (below + against / 2)).sum() / (against.sum() * event.sum()))

@@ -10,7 +10,29 @@ FIGURES = {
     "tstr_auc": ("AUC, trained on synthetic", "A model that only saw synthetic patients, tested on real ones."),
     "trtr_auc": ("AUC, trained on real", "The same learner trained on real patients: the ceiling."),
     "tvd1": ("Distance, single columns", "Mean total variation distance; 0 is identical, 1 is disjoint."),
-    "tvd2": ("Distance, pairs of columns", "Mean total variation distance over pairs of (coarse) columns."),
+    "tvd2": ("Distance, pairs of columns", "Mean total variation distance over pairs of columns."),
+}
+
+UNSTATED: dict[str, Any] = {
+    "private": None,
+    "trust": None,
+    "aggregation": "not stated",
+    "max_records_per_patient": None,
+    "note": "",
+    "guarantees": [],
+    "events": [],
+}
+#: What stands in for an absent or null part: never anything that looks like a promise kept.
+ABSENT: dict[str, Any] = {
+    "study": {"name": "unnamed", "title": "", "digest": "", "family": "unknown"},
+    "figures": {},
+    "direct": {},
+    "gate": {"passed": False, "checks": []},
+    "columns": [],
+    "pairs": [],
+    "rounds": [],
+    "sites": [],
+    "privacy": {},
 }
 
 
@@ -18,7 +40,8 @@ def render(evaluation: dict[str, Any]) -> str:
     """The page as text.
 
     Args:
-        evaluation: as built by :func:`evaluation.results.build`.
+        evaluation: as built by :func:`evaluation.results.build`. A null part leaves its section out; without a privacy statement the page
+            says that nothing is promised, without a gate that the generator is withheld.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
@@ -30,17 +53,36 @@ def render(evaluation: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     env.filters["figure"] = _figure
-    guarantees = {g["adversary"]: g for g in evaluation["privacy"]["guarantees"]}
-    cards = [(title, note, evaluation["figures"].get(key)) for key, (title, note) in FIGURES.items()]
-    direct = [(title, note, (evaluation["direct"] or {}).get(key)) for key, (title, note) in FIGURES.items()]
+    page = {key: empty if evaluation.get(key) is None else evaluation[key] for key, empty in ABSENT.items()}
+    page["privacy"] = UNSTATED | {k: v for k, v in page["privacy"].items() if v is not None}
+    page["rounds"] = [{**r, "missing": r.get("missing") or {}} for r in page["rounds"]]
     return env.get_template("page.html.j2").render(
-        e=evaluation,
-        cards=cards if evaluation["figures"] else [],
-        direct=direct if evaluation["direct"] else [],
-        guarantees=guarantees,
-        margins=plots.margins(evaluation["columns"]),
-        heat_map=plots.heat_map(evaluation["pairs"]) if evaluation["pairs"] else None,
+        e=page,
+        cards=_cards(page["figures"]),
+        direct=_cards(page["direct"]),
+        guarantees={g["adversary"]: g for g in page["privacy"]["guarantees"]},
+        checks=[_check(c, page["figures"].get(c["name"]) or {}) for c in page["gate"]["checks"]],
+        margins=plots.margins(page["columns"]) if page["columns"] else None,
+        heat_map=plots.heat_map(page["pairs"]) if page["pairs"] else None,
     )
+
+
+def _cards(figures: dict[str, Any]) -> list[tuple[str, str, dict[str, Any] | None]]:
+    return [(title, note, figures.get(key)) for key, (title, note) in FIGURES.items()] if figures else []
+
+
+def _check(check: dict[str, Any], figure: dict[str, Any]) -> dict[str, Any]:
+    """A threshold in words, and why it is not met where its value alone does not show it."""
+    value, threshold, smaller = check["value"], check["threshold"], check["name"].startswith("tvd")
+    why = ""
+    if value is None:
+        why = "no figure"
+    elif not figure.get("reliable", True):
+        why = "not reliable"
+    elif smaller and value <= threshold < figure.get("resolution", 0):
+        why = f"noise hides distances below {figure['resolution']:.3f}"
+    title = FIGURES[check["name"]][0] if check["name"] in FIGURES else check["name"]
+    return {**check, "title": title, "bound": "at most" if smaller else "at least", "why": why}
 
 
 def _figure(value: float | None, digits: int = 3) -> str:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from evaluation import direct, federated, fidelity, gate, scorecard
+from evaluation import direct, federated, fidelity, gate, scorecard, utility
 from evaluation.programme import full_plan, priced_plan
 from evaluation.target import target
 from medsynx import codec
@@ -177,3 +177,66 @@ def test_a_scorecard_that_does_not_fit_fails_for_every_table_alike(study, real):
         for state in (short, odd):
             with pytest.raises(ValueError, match="does not fit"):
                 JUDGE.contribute(study, priced, state, Patients(rows, np.arange(len(rows))), {})
+
+
+def test_noise_does_not_pull_the_auc_towards_one_half():
+    at = np.arange(16)
+    shapes = np.stack([np.exp(-((at - 6) ** 2) / 8), np.exp(-((at - 11) ** 2) / 8)])
+    clean = shapes / shapes.sum(axis=1, keepdims=True) * [[1050], [450]]
+    rng = np.random.default_rng(3)
+    seen = [scorecard.auc(clean + rng.normal(0, 10, clean.shape)) for _ in range(400)]
+    assert np.mean(seen) == pytest.approx(scorecard.auc(clean), abs=0.01)
+    found = federated._auc(clean + rng.normal(0, 10, clean.shape), 10, rng)
+    assert found["plus_minus"] == pytest.approx(np.std(seen), rel=0.5), "the stated +- is the noise's"
+    assert federated._auc(clean + rng.normal(0, 5, clean.shape), 5, rng)["reliable"]
+    drowned = [federated._auc(clean + rng.normal(0, 30, clean.shape), 30, rng) for _ in range(50)]
+    assert not any(f["reliable"] for f in drowned), "also where the area is clipped at 1"
+    values = [f["value"] for f in drowned if f["value"] is not None]
+    assert max(values) == 1 and min(values) >= 0
+
+
+def test_a_distance_finer_than_the_noise_does_not_open_the_gate(study, real):
+    found = federated.figures(study, judged(study, real, real, noise_std=4.0), real)["tvd2"]
+    assert found["reliable"] and 0 < found["resolution"] < 0.2
+    lucky = {"tvd2": {**found, "value": 0.0}}
+    assert not gate.check(GateSpec(max_tvd2=found["resolution"] * 0.9), lucky)["passed"]
+    assert gate.check(GateSpec(max_tvd2=found["resolution"] * 1.1), lucky)["passed"]
+
+
+@given(st.integers(3, 1002))
+def test_coarse_groups_are_few_and_even_and_missing_joins_the_last(size):
+    groups = federated.coarse_map(size)
+    present = np.bincount(groups[:-1])
+    assert len(groups) == size and (np.diff(groups) >= 0).all() and groups[-1] == groups[-2]
+    assert 2 <= len(present) <= federated.COARSE and present.max() - present.min() <= 1
+
+
+@given(st.integers(1, 80))
+@settings(deadline=None)
+def test_chosen_pairs_leave_no_column_out(columns):
+    pairs = federated.chosen_pairs(columns)
+    assert len(set(pairs)) == len(pairs) == min(federated.MAX_PAIRS, columns * (columns - 1) // 2)
+    assert all(a < b for a, b in pairs)
+    uses = np.bincount(np.ravel(pairs).astype(int), minlength=columns)
+    assert uses.max() - uses.min() <= 2
+
+
+codes = st.lists(st.tuples(*(st.integers(0, k - 1) for k in SIZES)), min_size=1, max_size=20).map(
+    lambda rows: np.array(rows, np.int64)
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(codes, codes)
+def test_pairs_are_at_least_as_far_apart_as_their_columns(a, b):
+    one = [fidelity.tvd(x, y) for x, y in zip(fidelity.one_way(a, SIZES), fidelity.one_way(b, SIZES), strict=True)]
+    for (i, j), distance in fidelity.pair_tvds(a, b, SIZES).items():
+        assert max(one[i], one[j]) - 1e-9 <= distance <= 1 + 1e-9
+    assert fidelity.mean_tvd2(a, a, SIZES) == 0
+
+
+def test_missing_numbers_are_gaps_to_the_learner_and_missing_levels_are_levels(study):
+    task = target(study)
+    full = np.array([[k - 1 for k in codec.sizes(study)]])
+    gaps = dict(zip(task.predictors, np.isnan(utility._features(study, task, full))[0], strict=True))
+    assert gaps == {0: True, 1: False, 2: True, 3: True}

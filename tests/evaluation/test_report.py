@@ -110,3 +110,29 @@ def test_missing_parts_do_not_break_it(results):
     results |= {"figures": {}, "gate": {"passed": True, "checks": []}, "rounds": [], "sites": []}
     results["columns"][0]["real_noised"] = None
     assert "No release gate" in render(results)
+
+
+@pytest.mark.parametrize(
+    "part", ["study", "figures", "direct", "gate", "columns", "pairs", "rounds", "sites", "privacy"]
+)
+def test_any_part_may_be_null(results, part):
+    assert "</html>" in render(results | {part: None})
+
+
+def test_an_empty_evaluation_promises_nothing():
+    page = render({})
+    assert "NOT PRIVATE" in page and "Withheld" in page
+    assert "Trust mode" not in page and "Release gate met" not in page
+
+
+def test_a_failed_gate_says_why_its_value_alone_does_not(results):
+    results["gate"]["checks"] = [{"name": "tvd2", "threshold": 0.4, "value": 0.3, "passed": False}]
+    assert "0.300, at most 0.400 asked (not reliable)" in render(results)
+    results["figures"]["tvd2"] |= {"reliable": True, "resolution": 0.45}
+    assert "noise hides distances below 0.450" in render(results)
+
+
+def test_without_noise_no_trust_mode_is_claimed(results):
+    results["privacy"]["private"] = False
+    page = render(results)
+    assert "adds the full noise itself" not in page and "No noise was added" in page
