@@ -1,5 +1,9 @@
 """The GAN's privacy, one promise a test, and that it learns."""
 
+import subprocess
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +13,8 @@ from medsynx.generators import get_family
 from medsynx.generators.base import Patients, State, Total
 from medsynx.generators.dp_gan import Parameters, initial_weights, shapes, to_onnx
 from medsynx.generators.dp_gan_training import CriticTrainer, Generator, SecretNoise, fake_rows
-from medsynx.privacy import calibrate
+from medsynx.plan import PricedStep, Sampling
+from medsynx.privacy import calibrate, dpsgd_event
 from medsynx.samplers import open_sampler
 from medsynx.study import parse_study
 from tests.conftest import RAW_STUDY, small_table
@@ -121,6 +126,78 @@ def study():
         },
     }
     return parse_study(raw)
+
+
+def records_of_few_patients(study):
+    """Four patients whose rows are mixed up in the table; a record's first column tells whose it is."""
+    patient = np.array([2, 0, 1, 0, 3, 2, 0, 0, 1, 0])
+    codes = np.zeros((len(patient), len(codec.sizes(study))), np.int64)
+    codes[:, 0], codes[:, 1] = patient, np.arange(len(patient)) % 2
+    return Patients(codes, patient)
+
+
+def spied_round(study, priced, patients, monkeypatch, keep=None):
+    """One real round that also notes each critic step's real batch and noise, and the critic it starts with."""
+    batches, noise, critics, step = [], set(), [], CriticTrainer.step
+
+    def noting(self, real, fake):
+        critics.append({n: t.clone().numpy() for n, t in self.critic.state_dict().items()})
+        batches.append(real.clone())
+        noise.add((self.optimizer.noise_multiplier, self.optimizer.max_grad_norm))
+        step(self, real, fake)
+
+    monkeypatch.setattr(CriticTrainer, "step", noting)
+    out = FAMILY.contribute(study, priced, State(), patients, keep or {})
+    return out, batches, noise, critics[0]
+
+
+def one_round(study, noise_multiplier, rate, iterations):
+    step = replace(FAMILY.plan(study)[0], sampling=Sampling(rate, iterations))
+    return PricedStep(step, noise_multiplier, dpsgd_event(noise_multiplier, rate, iterations))
+
+
+def test_a_round_spends_what_was_priced_and_nothing_else(study, monkeypatch):
+    """Noise, rate and number of steps are those of the priced step: what the ledger was charged for."""
+    patients = Patients(np.zeros((500, len(codec.sizes(study))), np.int64), np.arange(500))
+    _, batches, noise, _ = spied_round(study, one_round(study, 2.5, 0.3, 12), patients, monkeypatch)
+    assert len(batches) == 12
+    assert noise == {(2.5, FAMILY.parameters(study.family.parameters).clip_norm)}
+    assert abs(np.mean([len(b) for b in batches]) - 150) < 25, "six standard deviations of the mean is 18"
+
+
+def test_a_patient_lends_one_of_its_own_records_to_a_batch(study, monkeypatch):
+    """At rate 1 every batch holds each patient once, however many rows it has and wherever they stand; all its records get their turn."""
+    patients = records_of_few_patients(study)
+    _, batches, _, _ = spied_round(study, one_round(study, 1.0, 1.0, 100), patients, monkeypatch)
+    first = codec.sizes(study)[0]
+    for real in batches:
+        assert sorted(real[:, :first].argmax(1).tolist()) == [0, 1, 2, 3]
+    lent = {tuple(row) for real in batches for row in real.tolist()}
+    assert lent == {tuple(row) for row in codec.to_onehot(patients.codes, study).tolist()}
+
+
+def test_only_the_generator_leaves_and_the_critic_returns(study, monkeypatch):
+    patients = records_of_few_patients(study)
+    priced = one_round(study, 1.0, 1.0, 3)
+    out, _, _, _ = spied_round(study, priced, patients, monkeypatch)
+    assert {n: a.shape for n, a in out.arrays.items()} == shapes(study)
+    assert out.keep and all(a.dtype == np.float32 for a in (*out.arrays.values(), *out.keep.values()))
+    monkeypatch.undo()
+    _, _, _, resumed = spied_round(study, priced, patients, monkeypatch, out.keep)
+    assert resumed.keys() == out.keep.keys() and all(np.array_equal(resumed[n], out.keep[n]) for n in resumed)
+
+
+def test_a_site_without_patients_still_answers(study, monkeypatch):
+    """Noise and fakes alone: whether a site has patients must not show as a failure."""
+    nobody = Patients(np.zeros((0, len(codec.sizes(study))), np.int64), np.zeros(0, np.int64))
+    out, batches, _, _ = spied_round(study, one_round(study, 1.0, 0.5, 3), nobody, monkeypatch)
+    assert [len(b) for b in batches] == [0, 0, 0] and all(np.isfinite(a).all() for a in out.arrays.values())
+
+
+def test_the_family_needs_no_torch():
+    """The coordinator and the command line plan and export without it."""
+    code = "import sys, medsynx.generators.dp_gan; sys.exit('torch' in sys.modules or 'opacus' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def federated(study, tables, noise=True):
