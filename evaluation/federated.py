@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation import fidelity, scorecard
-from evaluation.target import Target, target
+from evaluation.target import target
 from medsynx import codec
 from medsynx.codec import Codes
 from medsynx.generators.base import Arrays, Contribution, Patients, State, Total
@@ -29,9 +29,8 @@ from medsynx.study import Study
 REFERENCE, HOLDOUT = "evaluate: reference", "evaluate: hold-out"
 UNIT = 1024  #: cargo units a count (see medsynx.privacy on the grid)
 COARSE = 4  #: groups a column has in the 2-way tables
-MAX_PAIRS = (
-    300  #: so at most 4,800 cells of pairs; more columns than 25 have their pairs chosen by :func:`chosen_pairs`
-)
+#: At most 4,800 cells of pairs; more columns than 25 have their pairs chosen by :func:`chosen_pairs`
+MAX_PAIRS = 300
 SCORE_WEIGHT = 4  #: score histograms are few and carry the AUC: they get less noise
 SOURCE = "hold-out, through the door (noised)"
 DRAWS = 200  #: of the known noise, for floors and spreads
@@ -192,9 +191,7 @@ def figures(study: Study, state: State, synthetic: Codes) -> dict[str, Any]:
     0.3; an AUC not when its noise (one standard deviation over draws) is more than 0.05.
     """
     layout, std = HoldoutLayout(study), float(state.facts["noise_std"])
-    seen = layout.split(state.arrays["holdout"])
-    cards: Arrays = {n: state.arrays[n] for n in ("synthetic", "real") if n in state.arrays}
-    expected = layout.tables(synthetic, cards)
+    seen, expected = layout.split(state.arrays["holdout"]), layout.tables(synthetic, state.arrays)
     records = max(1.0, float(np.mean([t.sum() for t in seen[: len(layout.sizes)]])))
     rng = np.random.default_rng(0)
     out: dict[str, Any] = {}
@@ -225,8 +222,7 @@ def holdout_margins(study: Study, state: State) -> list[NDArray[np.float64]]:
 def pair_distances(study: Study, state: State, synthetic: Codes) -> dict[tuple[int, int], float]:
     """Noisy distance of each coarse pair, for the heat map."""
     layout = HoldoutLayout(study)
-    cards: Arrays = {n: state.arrays[n] for n in ("synthetic", "real") if n in state.arrays}
-    seen, expected = layout.split(state.arrays["holdout"]), layout.tables(synthetic, cards)
+    seen, expected = layout.split(state.arrays["holdout"]), layout.tables(synthetic, state.arrays)
     at = [i for i, b in enumerate(layout.blocks) if b.name == "two"]
     return {p: _tvd(seen[i], expected[i]) for p, i in zip(layout.pairs, at, strict=True)}
 
@@ -271,6 +267,3 @@ def _auc(histogram: NDArray[np.float64], std: float, rng: np.random.Generator) -
     # areas are clipped to 0..1 for the reader only: clipped draws near 1 would make the spread look small
     spread = float(np.std([a for a in again if a is not None] or [1.0]))
     return {"value": min(1.0, max(0.0, value)), "plus_minus": spread, "reliable": spread <= 0.05, **base}
-
-
-__all__ = ["HOLDOUT", "REFERENCE", "Evaluation", "HoldoutLayout", "Target", "coarse_map", "figures", "start"]

@@ -98,8 +98,9 @@ def study_check(
 ) -> None:
     """Check a manifest and show what would leave each site: steps, bytes, noise, both epsilons."""
     from medsynx.draft import refuse_marks
+    from medsynx.study import load_study
 
-    study = _load(file)
+    study = load_study(file)
     refuse_marks(file)
     programme = import_module("evaluation.programme")  # a room: the root only mounts it
     from medsynx.privacy import statement
@@ -152,12 +153,6 @@ def generate(
         f"wrote {rows} rows to {out} (signed by {verified.signer[:16]}{'' if key else ', origin not checked'}){note}",
         err=True,
     )
-
-
-def _load(file: Path) -> Any:
-    from medsynx.study import load_study
-
-    return load_study(file)
 
 
 def _show_plan(summary: dict[str, Any]) -> None:

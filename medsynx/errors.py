@@ -63,7 +63,6 @@ CODES: dict[str, tuple[int, str]] = {
     # this machine (70-79)
     "install-incomplete": (70, "Install the extra this command needs, for example `pip install medsynx[demo]`."),
     "file-exists": (71, "Choose another path or remove the file."),
-    "interrupted": (130, "Stopped on request."),
 }
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from medsynx.privacy import MIN_GRID, share_divisor
 from medsynx.study import Study
 from site_agent.audit import Audit
 from site_agent.ledger import Budget, Ledger
-from site_agent.policy import SiteFolder, SitePolicy, check_policy
+from site_agent.policy import SiteFolder, check_policy
 
 _KEY = object()
 INT32 = 2**31 - 1
@@ -152,9 +151,3 @@ def describe(array: NDArray[Any]) -> dict[str, Any]:
         "bytes": len(raw),
         "sha256": hashlib.sha256(raw).hexdigest(),
     }
-
-
-def open_door(path: Path, *, simulated: bool = False) -> tuple[Door, SitePolicy]:
-    """The door of a site's folder, and its policy."""
-    folder = SiteFolder(path)
-    return Door(folder, simulated=simulated), folder.policy()

@@ -17,7 +17,7 @@ from evaluation.programme import priced_plan
 from medsynx.codec import Codes
 from medsynx.errors import MedsynxError
 from medsynx.generators import get_family
-from medsynx.generators.base import Artefact, Family, State
+from medsynx.generators.base import Artefact, Family, State, Total
 from medsynx.plan import Plan, PricedStep
 from medsynx.samplers import open_sampler
 from medsynx.study import Study
@@ -136,16 +136,12 @@ class Run:
     def _phase(self, family: Family | federated.Evaluation, state: State) -> State:
         while (step := family.next_step(self.study, state)) is not None:
             priced = self.plan.find(step.name)
-            if priced is None or priced.step != self._planned(step.name):
+            if priced is None:
                 raise MedsynxError("step-not-planned", f"the plan has no step {step.name!r}")
             state = family.combine(self.study, priced, state, self._exchange(priced, state))
         return state
 
-    def _planned(self, name: str) -> Any:
-        found = self.plan.find(name)
-        return found.step if found else None
-
-    def _exchange(self, priced: PricedStep, state: State) -> Any:
+    def _exchange(self, priced: PricedStep, state: State) -> Total:
         step, study, began = priced.step, self.study, time.monotonic()
         self._report(step.name, dict.fromkeys(self.sites, "asked"))
         answers = self.federation.ask(
