@@ -63,6 +63,22 @@ CODES: dict[str, tuple[int, str]] = {
     # this machine (70-79)
     "install-incomplete": (70, "Install the extra this command needs, for example `pip install medsynx[demo]`."),
     "file-exists": (71, "Choose another path or remove the file."),
+    "disk-full": (72, "Free some space and run the same command again: it goes on where it stopped."),
+    # de-identification (80-99); 80 and 81 are verdicts, see `medsynx deid --help`
+    "key-unusable": (
+        82,
+        "Give --key-file a file of at least 32 random bytes with mode 0600, or set MEDSYNX_KEY to 64 hex digits.",
+    ),
+    "key-changed": (83, "Use the key this data set was begun with, or another destination."),
+    "recipe-invalid": (84, "Correct the listed lines; docs/deidentification.md describes the recipe."),
+    "recipe-changed": (
+        85,
+        "Use the recipe this data set was begun with, or begin a new one: half of each would be neither.",
+    ),
+    "ingest-busy": (86, "Wait for the other run, or stop it."),
+    "source-invalid": (87, "Give an existing source and a destination outside of it."),
+    "report-invalid": (88, "Do not use this data set: ingest it again."),
+    "dataset-unknown": (89, "Run `medsynx site datasets` for the names."),
 }
 
 

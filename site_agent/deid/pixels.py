@@ -1,0 +1,330 @@
+"""Burned-in text in DICOM pixels: rules first, then a text detector, black boxes on every frame, and the detector again on the result."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels import apply_color_lut, convert_color_space, pixel_array
+from pydicom.uid import ExplicitVRLittleEndian
+
+from site_agent.deid import jpeg12
+from site_agent.deid.quarantine import Quarantine
+from site_agent.deid.streams import strip_frame
+from site_agent.deid.textfinder import Box, Picture, find_text, to_picture
+
+#: anatomy in these looks like writing to a detector; everything else is blanked on suspicion
+RADIOGRAPHIC = frozenset({"CT", "MR", "CR", "DX", "MG", "NM", "PT", "IO", "PX", "RG", ""})
+#: computed by a machine from other images: labels and doses, no camera and no screen
+COMPUTED = frozenset({"SEG", "RTDOSE"})
+jpeg12.install()
+SMALLEST = 48  # rows or columns below this cannot carry a legible word
+MOST_BLANKED = 0.25
+FRAMES_READ = 8
+PASSES = 4
+
+
+@dataclass
+class PixelResult:
+    """What happened to the pixels. ``changed``: some were blanked. Pictures are grey or RGB thumbnails for the report."""
+
+    examined: bool = False
+    changed: bool = False
+    boxes: list[Box] = field(default_factory=list)
+    rule: str = ""
+    before: Picture | None = None
+    after: Picture | None = None
+
+
+def clean_pixels(ds: Dataset, *, site_rules: str = "", blank: bool = True) -> PixelResult:
+    """Clean the pixel element of a data set in place; headers must still be those of the source (rules read them).
+
+    Args:
+        ds: a data set with ``file_meta``.
+        site_rules: further regions in deid's language.
+        blank: False strips code streams only, and quarantines what says it carries text.
+
+    Raises:
+        Quarantine: what cannot be decoded, located or blanked.
+    """
+    if "PixelData" not in ds:
+        return PixelResult(examined=any(k in ds for k in ("FloatPixelData", "DoubleFloatPixelData")))
+    _strip_container(ds)
+    if not blank:
+        if str(ds.get("BurnedInAnnotation", "")).upper() == "YES":
+            raise Quarantine("pixel-rule")
+        return PixelResult()
+    modality = str(ds.get("Modality", "") or "")
+    frames = _decode(ds)
+    result = PixelResult(examined=True)
+    rows, columns = frames.shape[1:3]
+    if modality in COMPUTED or min(rows, columns) < SMALLEST or int(ds.get("BitsAllocated", 8)) == 1:
+        return result
+    radiographic = modality in RADIOGRAPHIC
+    found = [b for picture in _pictures(ds, frames) for b in find_text(picture, radiographic=radiographic)]
+    regions, result.rule = _rule_boxes(ds, rows, columns, site_rules, found)
+    boxes = regions + list(dict.fromkeys(found))
+    if not boxes:
+        return result
+    result.before, source = thumbnail(_rgb(ds, frames[:1])[0]), frames.copy()
+    seen = boxes
+    for _ in range(PASSES):
+        _blank(ds, frames, boxes)
+        # a black box has edges a detector may take for strokes: what it finds now must be readable
+        left = [b for picture in _pictures(ds, frames) for b in find_text(picture, radiographic=True)]
+        boxes = [b for b in left if not covered(b, seen)]
+        if not boxes:
+            break
+        seen = seen + boxes
+    else:
+        raise Quarantine("text-remains", f"{len(boxes)} boxes after {PASSES} passes")
+    mask = np.zeros((rows, columns), bool)
+    for x0, y0, x1, y1 in seen:
+        mask[y0:y1, x0:x1] = True
+    if np.array_equal(source, frames):  # a region that was black already
+        return PixelResult(examined=True)
+    if not result.rule and mask.mean() > MOST_BLANKED:
+        raise Quarantine("mostly-text", f"{mask.mean():.0%}")
+    result.boxes, result.changed = seen, True
+    result.after = thumbnail(_rgb(ds, frames[:1])[0])
+    _store(ds, frames)
+    return result
+
+
+# -- decoding and storing
+
+
+def _strip_container(ds: Dataset) -> None:
+    """Only what decodes stays: no comments in code streams, no frames beyond the count, no bytes behind the last pixel."""
+    syntax = ds.file_meta.TransferSyntaxUID
+    frames = int(ds.get("NumberOfFrames", 1) or 1)
+    if any(e.tag.group & 0xFF00 == 0x6000 and e.tag.element == 0x0102 and e.value for e in ds.group_dataset(0x6000)):
+        raise Quarantine("overlay-embedded")
+    if syntax.is_encapsulated:
+        try:
+            old = list(generate_frames(ds.PixelData, number_of_frames=frames, extended_offsets=_offsets(ds)))
+            new = [strip_frame(f) for f in old]
+        except (ValueError, IndexError, EOFError, TypeError) as error:
+            raise Quarantine("pixels-undecodable", type(error).__name__) from None
+        if len(new) != frames:
+            raise Quarantine("damaged", f"{len(new)} of {frames} frames")
+        ds.PixelData = encapsulate(new)
+        ds["PixelData"].is_undefined_length = True
+        for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
+            if keyword in ds:
+                del ds[keyword]
+        return
+    expected = _expected_bytes(ds, frames)
+    if expected and len(ds.PixelData) < expected:
+        raise Quarantine("damaged", f"{len(ds.PixelData)} of {expected} bytes of pixels")
+    if expected and len(ds.PixelData) > expected + expected % 2:
+        ds.PixelData = ds.PixelData[:expected] + b"\0" * (expected % 2)
+
+
+def _offsets(ds: Dataset) -> tuple[bytes, bytes] | None:
+    table, lengths = ds.get("ExtendedOffsetTable"), ds.get("ExtendedOffsetTableLengths")
+    return (table, lengths) if table and lengths else None
+
+
+def _expected_bytes(ds: Dataset, frames: int) -> int:
+    from pydicom.pixels.utils import get_expected_length
+
+    try:
+        return get_expected_length(ds, unit="bytes")
+    except (AttributeError, TypeError, ValueError, KeyError):
+        raise Quarantine("damaged", "the image's size is not declared") from None
+
+
+def _decode(ds: Dataset) -> NDArray[Any]:
+    """Samples as stored, shape (frames, rows, columns) or (frames, rows, columns, samples); the photometric interpretation is not converted."""
+    from pydicom.pixels import get_decoder
+
+    try:
+        get_decoder(ds.file_meta.TransferSyntaxUID)
+    except (NotImplementedError, AttributeError):
+        raise Quarantine("transfer-syntax", str(ds.file_meta.TransferSyntaxUID)) from None
+    try:
+        values = pixel_array(ds, raw=True)
+    except MemoryError:
+        raise Quarantine("too-large", "pixels") from None
+    except Exception as error:  # decoders raise what they like; none of it is a picture
+        raise Quarantine("pixels-undecodable", type(error).__name__) from None
+    many = int(ds.get("NumberOfFrames", 1) or 1) > 1
+    return np.array(values if many else values[None])
+
+
+def _store(ds: Dataset, frames: NDArray[Any]) -> None:
+    """Write the samples back uncompressed: lossless for every depth, and the description stays true."""
+    raw = np.ascontiguousarray(frames.astype(frames.dtype.newbyteorder("<"))).tobytes()
+    ds.PixelData = raw + b"\0" * (len(raw) % 2)
+    ds["PixelData"].VR = "OW" if int(ds.BitsAllocated) > 8 else "OB"
+    ds["PixelData"].is_undefined_length = False
+    if frames.ndim == 4:
+        ds.PlanarConfiguration = 0
+    was_compressed = ds.file_meta.TransferSyntaxUID.is_encapsulated
+    photometric = str(ds.PhotometricInterpretation)
+    if was_compressed and photometric in ("YBR_ICT", "YBR_RCT"):
+        ds.PhotometricInterpretation = "RGB"  # the wavelet decoders undo this transform themselves
+    elif photometric == "YBR_FULL_422":
+        ds.PhotometricInterpretation = "YBR_FULL"  # decoded samples are no longer subsampled
+    if was_compressed or not ds.file_meta.TransferSyntaxUID.is_little_endian:
+        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+
+
+# -- what a viewer would see
+
+
+def _rgb(ds: Dataset, frames: NDArray[Any]) -> list[Picture]:
+    """Frames as a viewer shows them, 8 bit."""
+    photometric = str(ds.get("PhotometricInterpretation", ""))
+    out: list[Picture] = []
+    for frame in frames:
+        if photometric == "PALETTE COLOR":
+            frame = apply_color_lut(frame, ds)
+            frame = (
+                (frame >> 8).astype(np.uint8)
+                if frame.dtype == np.uint16 and frame.max() > 255
+                else frame.astype(np.uint8)
+            )
+        elif (
+            frame.ndim == 3
+            and photometric in ("YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422")
+            and frame.dtype == np.uint8
+        ):
+            frame = convert_color_space(frame, photometric, "RGB")
+        elif frame.ndim == 3 and frame.dtype != np.uint8:
+            frame = to_picture(frame)
+        out.append(to_picture(frame))
+    return out
+
+
+def _pictures(ds: Dataset, frames: NDArray[Any]) -> list[Picture]:
+    """Every frame of a short series; of a long one, evenly spaced frames and what is brightest and darkest in any frame."""
+    if len(frames) <= FRAMES_READ:
+        return _rgb(ds, frames)
+    chosen = np.linspace(0, len(frames) - 1, FRAMES_READ - 2).round().astype(int)
+    pictures = _rgb(ds, frames[chosen])
+    if str(ds.get("PhotometricInterpretation", "")) == "PALETTE COLOR":
+        return pictures + _rgb(ds, frames[[len(frames) // 3]])
+    return pictures + _rgb(ds, np.stack([frames.max(axis=0), frames.min(axis=0)]))
+
+
+def _blank(ds: Dataset, frames: NDArray[Any], boxes: list[Box]) -> None:
+    """Fill boxes on every frame with what shows as black."""
+    photometric = str(ds.get("PhotometricInterpretation", ""))
+    fill: Any = frames.min()
+    if photometric == "MONOCHROME1":
+        fill = frames.max()
+    elif photometric == "PALETTE COLOR":
+        entries = np.arange(int(frames.min()), int(frames.max()) + 1, dtype=frames.dtype)
+        fill = entries[apply_color_lut(entries[None], ds)[0].astype(int).sum(axis=-1).argmin()]
+    elif frames.ndim == 4 and photometric.startswith("YBR_") and photometric not in ("YBR_ICT", "YBR_RCT"):
+        fill = np.array([0] + [1 << int(ds.BitsStored) - 1] * (frames.shape[3] - 1), frames.dtype)
+    elif frames.ndim == 4:
+        fill = 0
+    for x0, y0, x1, y1 in boxes:
+        frames[:, y0:y1, x0:x1] = fill
+
+
+def covered(box: Box, seen: list[Box]) -> bool:
+    """Whether a detection is only the edge or inside of a box already black."""
+    x0, y0, x1, y1 = box
+    area = max(1, (x1 - x0) * (y1 - y0))
+    return any(_overlap(box, b) >= 0.7 * area for b in seen)
+
+
+def _overlap(a: Box, b: Box) -> int:
+    """Pixels two boxes share."""
+    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def thumbnail(picture: Picture, longest: int = 320) -> Picture:
+    """A smaller copy for the report."""
+    import cv2
+
+    scale = min(1.0, longest / max(picture.shape[:2]))
+    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+    return cv2.resize(np.ascontiguousarray(picture), size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+
+
+# -- rules
+
+
+@cache
+def _device_rules(text: str) -> Any:
+    """deid's regions by device, with a site's own behind them; only rules that name a region."""
+    import tempfile
+    from pathlib import Path
+
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        from deid.config import DeidRecipe
+        from deid.logger import bot
+
+        bot.level = -5
+        recipes = [DeidRecipe(deid="dicom")]
+        if text:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "deid.site"
+                file.write_text(text, "utf-8")
+                recipes.append(DeidRecipe(deid=str(file), base=False))
+    for recipe in recipes:
+        for name, rules in list(recipe.deid["filter"].items()):
+            recipe.deid["filter"][name] = [r for r in rules if r.get("coordinates")]
+            if not recipe.deid["filter"][name]:
+                del recipe.deid["filter"][name]
+    return recipes
+
+
+def _rule_boxes(ds: Dataset, rows: int, columns: int, site_rules: str, found: list[Box]) -> tuple[list[Box], str]:
+    """Regions known to carry text: deid's regions by device, and everything outside the ultrasound regions once any text was found there."""
+    boxes: list[Box] = []
+    regions = ds.get("SequenceOfUltrasoundRegions")
+    if regions and str(ds.get("Modality", "")) == "US":
+        inner = [_region(r) for r in regions]
+        if all(r is not None and 0 <= r[0] < r[2] <= columns and 0 <= r[1] < r[3] <= rows for r in inner):
+            top = min(r[1] for r in inner if r)
+            bottom = max(r[3] for r in inner if r)
+            left = min(r[0] for r in inner if r)
+            right = max(r[2] for r in inner if r)
+            boxes += [
+                (0, 0, columns, top),
+                (0, bottom, columns, rows),
+                (0, top, left, bottom),
+                (right, top, columns, bottom),
+            ]
+            outside = [b for b in boxes if b[2] > b[0] and b[3] > b[1]]
+            if any(_overlap(f, b) for f in found for b in outside):
+                return outside, "outside the ultrasound regions"
+            boxes = []
+    from deid.dicom.pixels.detect import has_burned_pixels
+
+    for recipe in _device_rules(site_rules):
+        for hit in has_burned_pixels(ds, deid=recipe)["results"]:
+            for _, text in hit["coordinates"]:
+                try:
+                    x0, y0, x1, y1 = (int(float(v)) for v in str(text).split(","))
+                except ValueError:
+                    continue
+                box = (max(0, x0), max(0, y0), min(columns, x1), min(rows, y1))
+                if box[2] > box[0] and box[3] > box[1]:
+                    boxes.append(box)
+    return boxes, "region of the device" if boxes else ""
+
+
+def _region(region: Dataset) -> Box | None:
+    try:
+        return (
+            int(region.RegionLocationMinX0),
+            int(region.RegionLocationMinY0),
+            int(region.RegionLocationMaxX1) + 1,
+            int(region.RegionLocationMaxY1) + 1,
+        )
+    except (AttributeError, TypeError, ValueError):
+        return None
