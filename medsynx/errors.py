@@ -7,6 +7,8 @@ it never contains a patient's value, because refusals travel to the coordinator.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 #: code -> (exit status of the command line, remedy shown when the raiser has no better one)
 CODES: dict[str, tuple[int, str]] = {
@@ -96,6 +98,9 @@ class MedsynxError(Exception):
         self.exit_status, default_hint = CODES[code]
         self.code, self.message, self.hint, self.details = code, message, hint or default_hint, tuple(details)
         super().__init__(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # an error of a worker process is raised again in its parent
+        return partial(MedsynxError, self.code, self.message, hint=self.hint, details=self.details), ()
 
     def __str__(self) -> str:
         return "\n".join([f"{self.message} [{self.code}]", *(f"  {line}" for line in self.details)])

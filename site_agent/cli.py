@@ -9,8 +9,13 @@ from typing import Annotated
 import typer
 
 from medsynx.errors import MedsynxError
+from site_agent import vault_cli
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.command()(vault_cli.ingest)
+app.add_typer(vault_cli.app, name="datasets")
+app.command(hidden=True)(vault_cli.show)  # the short forms of `datasets show` and `datasets forget`
+app.command(hidden=True)(vault_cli.forget)
 Folder = Annotated[Path, typer.Option("--dir", help="The site's folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object for scripts.")]
 
@@ -19,7 +24,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object for script
 def init(
     dir: Folder,
     name: Annotated[str, typer.Option(help="The site's name: lower case letters, digits, dashes.")],
-    table: Annotated[Path, typer.Option(help="The table to register as data set `table` (CSV or Parquet).")],
+    table: Annotated[
+        Path | None,
+        typer.Option(help="A table to register as data set `table` (CSV or Parquet); images come by `ingest`."),
+    ] = None,
 ) -> None:
     """Make a site folder with a strict policy (`site.yaml`), a secret key and an empty ledger."""
     from pydantic import ValidationError
@@ -27,9 +35,10 @@ def init(
     from medsynx.tables import read_table
     from site_agent.policy import Dataset, SiteFolder, SitePolicy
 
-    read_table(table)
+    if table:
+        read_table(table)
     try:
-        policy = SitePolicy(site=name, datasets={"table": Dataset(path=table.resolve())})
+        policy = SitePolicy(site=name, datasets={"table": Dataset(path=table.resolve())} if table else {})
     except ValidationError:
         raise MedsynxError(
             "policy-refused", f"{name!r} is not a site name", hint="Use lower case letters, digits and dashes."

@@ -42,6 +42,7 @@ CREATE TABLE IF NOT EXISTS picture (
   file INTEGER NOT NULL REFERENCES file(id) ON DELETE CASCADE, caption TEXT NOT NULL, before BLOB NOT NULL, after BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS mapping (dataset TEXT NOT NULL REFERENCES dataset(name) ON DELETE CASCADE, patient TEXT NOT NULL, sealed BLOB NOT NULL,
   PRIMARY KEY (dataset, patient));
+CREATE TABLE IF NOT EXISTS withdrawn (patient TEXT PRIMARY KEY, at TEXT NOT NULL);
 """
 MOST_PICTURES = 60
 
@@ -271,15 +272,28 @@ class Catalogue:
         """Forget a data set whole."""
         with self.transaction() as db:
             db.execute("DELETE FROM dataset WHERE name = ?", (name,))
+        self._forget_journal()
 
-    def remove_patient(self, name: str, patient: str) -> None:
-        """Forget what is stored of a patient beside files."""
+    def withdraw(self, patient: str) -> None:
+        """Forget what is stored of a patient beside files, and remember the pseudonym: it must not come in again."""
         with self.transaction() as db:
-            db.execute("DELETE FROM mapping WHERE dataset = ? AND patient = ?", (name, patient))
-            db.execute(
-                "DELETE FROM row_patient WHERE patient = ? AND file IN (SELECT id FROM file WHERE dataset = ?)",
-                (patient, name),
-            )
+            db.execute("DELETE FROM mapping WHERE patient = ?", (patient,))
+            db.execute("DELETE FROM row_patient WHERE patient = ?", (patient,))
+            db.execute("INSERT OR IGNORE INTO withdrawn VALUES (?, ?)", (patient, _now()))
+        self._forget_journal()
+
+    def _forget_journal(self) -> None:
+        """Deleted rows are overwritten in the file (``secure_delete``); the journal must not keep them either."""
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def withdrawn(self) -> frozenset[str]:
+        """Pseudonyms of the patients who withdrew."""
+        return frozenset(r[0] for r in self._db.execute("SELECT patient FROM withdrawn"))
+
+    def references(self, output: str) -> int:
+        """How many clean files of any data set lie under this output name."""
+        query = "SELECT COUNT(*) FROM file WHERE output = ? AND verdict = 'clean'"
+        return int(self._db.execute(query, (output,)).fetchone()[0])
 
     def update_table(self, file: int, output: str, sha256: str, size: int) -> None:
         """A table was rewritten without a patient's rows."""

@@ -137,6 +137,8 @@ def _judge(ds: FileDataset) -> None:
     ):
         raise Quarantine("dicomdir")
     sop_class = str(ds.get("SOPClassUID", "") or "")
+    if not sop_class:
+        raise Quarantine("damaged", "no SOPClassUID")
     if sop_class.startswith(ENCAPSULATED) or "EncapsulatedDocument" in ds:
         raise Quarantine("encapsulated-document")
     if sop_class.startswith(RAW) and sop_class in (RAW, RAW + ".7"):

@@ -100,10 +100,9 @@ def run(
         aside.mkdir(mode=0o700)
         place.catalogue.open_dataset(dataset, key, recipe)
         filing = _Filing(place, dataset, key)
+        settings = Settings(key, recipe, aside, place.catalogue.withdrawn())
         try:
-            for done, (source, outcome) in enumerate(
-                _outcomes(find(roots), filing, Settings(key, recipe, aside), jobs), 1
-            ):
+            for done, (source, outcome) in enumerate(_outcomes(find(roots), filing, settings, jobs), 1):
                 filing.file(source, outcome)
                 progress(done, source.name)
             filing.finish()
@@ -178,7 +177,7 @@ class _Filing:
             return str(twin["output"])
         output = self.place.output(entry, outcome.name)
         owner = self.catalogue.owner_of(self.dataset, output)
-        if owner and owner["content"] != entry.content and owner["source"] != entry.source:
+        if owner and owner["sha256"] != entry.sha256 and owner["source"] != entry.source:
             # two objects with one UID: keep both, tell them apart by their content
             stem, dot, suffix = outcome.name.partition(".")
             output = self.place.output(entry, f"{stem}-{entry.content[:8]}{dot}{suffix}")
@@ -208,8 +207,7 @@ class _Filing:
 
     def _take_back(self, row: dict[str, Any], reason: str) -> None:
         path = self.place.root / row["output"]
-        others = [r for r in self.catalogue.files(self.dataset, verdict="clean") if r["output"] == row["output"]]
-        if len(others) <= 1:
+        if self.catalogue.references(row["output"]) <= 1:
             path.unlink(missing_ok=True)
             if path.parent != self.place.root and not any(path.parent.iterdir()):
                 path.parent.rmdir()

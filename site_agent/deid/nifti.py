@@ -15,6 +15,7 @@ from site_agent.deid.faces import Verdict, find_face
 from site_agent.deid.keys import SiteKey
 from site_agent.deid.model import Cleaned
 from site_agent.deid.naming import needles_of, output_name, patient_of
+from site_agent.deid.pixels import RED
 from site_agent.deid.quarantine import Quarantine
 from site_agent.deid.recipe import Recipe
 
@@ -60,15 +61,15 @@ def clean_nifti(data: bytes, source: str, recipe: Recipe, key: SiteKey) -> Clean
     try:
         kind = nib.Nifti2Image if raw[4:8] in (b"n+2\0", b"ni2\0") else nib.Nifti1Image
         image = kind.from_bytes(raw)
-        header: Any = image.header
+        # an image's own header forgets its offset and its scale: the stored one is what counts
+        header: Any = kind.header_class(raw[: kind.header_class.sizeof_hdr])
         intent = int(header["intent_code"])
     except Exception as error:  # nibabel's parsers raise many kinds
         raise Quarantine("damaged", type(error).__name__) from None
     if b"ni1" in raw[344:348] or intent in CIFTI:
         raise Quarantine("nifti-unusual")
     dtype, shape = header.get_data_dtype(), header.get_data_shape()
-    stored = kind.header_class(raw[: kind.header_class.sizeof_hdr])  # an image's own header forgets its offset
-    offset = max(int(stored["vox_offset"]), 352)
+    offset = max(int(header["vox_offset"]), 352)
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if not shape or dtype.names or dtype.kind not in "iufc":
         raise Quarantine("nifti-unusual", "colour or empty voxels")
@@ -86,15 +87,13 @@ def clean_nifti(data: bytes, source: str, recipe: Recipe, key: SiteKey) -> Clean
                 needles.add_bytes(old)
                 actions[f"{name} emptied"] += 1
             new[name] = b"" if isinstance(old, bytes) else 0
-    if len(header.extensions):
-        for extension in header.extensions:
-            needles.add_bytes(bytes(str(extension.get_content()), "utf-8", "replace"))
-        actions["extensions removed"] = len(header.extensions)
-        new.extensions.clear()
+    for extension in image.header.extensions:
+        needles.add_bytes(bytes(str(extension.get_content()), "utf-8", "replace"))
+        actions["extensions removed"] += 1
     verdict: Verdict | None = None
     pictures: list[Any] = []
     if "clean_recognizable_visual_features" in recipe.options:
-        verdict, voxels, pictures = _without_face(voxels, image, dtype)
+        verdict, voxels, pictures = _without_face(voxels, image.affine, header.get_slope_inter(), dtype)
         actions[verdict.kind] += 1
     new["vox_offset"] = 544 if kind is nib.Nifti2Image else 352
     out = new.binaryblock + b"\0\0\0\0" + voxels.tobytes(order="F")
@@ -108,7 +107,7 @@ def clean_nifti(data: bytes, source: str, recipe: Recipe, key: SiteKey) -> Clean
         shape=tuple(int(n) for n in shape),
         actions=actions,
         kept=Counter({str(k): 1 for k in new.keys() if k not in TEXT_FIELDS + UNUSED_FIELDS}),  # noqa: SIM118
-        changed_pixels=bool(verdict and verdict.kind == "face removed"),
+        changed_pixels=bool(verdict and verdict.removed > 0),
         needles=needles,
         pictures=pictures,
         notes=_notes(verdict),
@@ -116,9 +115,9 @@ def clean_nifti(data: bytes, source: str, recipe: Recipe, key: SiteKey) -> Clean
 
 
 def _without_face(
-    voxels: NDArray[Any], image: Any, dtype: np.dtype[Any]
+    voxels: NDArray[Any], affine: NDArray[Any], scale: tuple[float | None, float | None], dtype: np.dtype[Any]
 ) -> tuple[Verdict, NDArray[Any], list[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]]:
-    slope, inter = image.header.get_slope_inter()
+    slope, inter = scale
     shown = np.abs(voxels) if dtype.kind == "c" else voxels
     while shown.ndim > 4:
         shown = shown[..., 0]
@@ -128,14 +127,15 @@ def _without_face(
     if volume.ndim < 3 or min(volume.shape) < 3:
         return Verdict("not a head", None, 0.0), voxels, []
     volume = np.nan_to_num(volume * np.float32(slope or 1) + np.float32(inter or 0))
-    verdict = find_face(volume, image.affine)
+    verdict = find_face(volume, affine)
     if verdict.kind == "not a head" or verdict.keep is None:
         return verdict, voxels, []
     out = voxels.copy(order="F")
     out[~verdict.keep] = _background(voxels, dtype)
     after = np.where(verdict.keep, volume, volume.min())
+    before = _montage(after, affine, covered=~verdict.keep)
     caption = f"{verdict.kind}: fit {verdict.fit:.2f}, {verdict.removed:.1%} of the head removed"
-    return verdict, out, [(caption, _montage(volume, image.affine), _montage(after, image.affine))]
+    return verdict, out, [(caption, before, _montage(after, affine, front=True))]
 
 
 def _background(voxels: NDArray[Any], dtype: np.dtype[Any]) -> Any:
@@ -143,26 +143,49 @@ def _background(voxels: NDArray[Any], dtype: np.dtype[Any]) -> Any:
     return dtype.type(0) if dtype.kind in "uc" or float(voxels.min()) >= 0 else voxels.min()
 
 
-def _montage(volume: NDArray[Any], affine: NDArray[Any], size: int = 220) -> NDArray[np.uint8]:
-    """A sagittal section and the view from the front, bright where the surface is: what a reader would recognise."""
-    import cv2
+def _montage(
+    volume: NDArray[Any],
+    affine: NDArray[Any],
+    *,
+    covered: NDArray[np.bool_] | None = None,
+    front: bool = False,
+    size: int = 240,
+) -> NDArray[np.uint8]:
+    """Sections for the report, RGB: the middle sagittal one and, with ``front``, the surface seen from the front, where a face would show.
 
-    canonical = nib.as_closest_canonical(nib.Nifti1Image(volume.astype(np.float32), affine))
-    values = np.asarray(canonical.dataobj)
-    zooms = canonical.header.get_zooms()[:3]
+    ``covered`` is painted flat red, air included: not even the profile of what was removed is shown.
+    """
+    values, zooms = _canonical(volume, affine)
     low, high = np.percentile(values, [2, 99])
     values = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
-    middle = values[values.shape[0] // 2]
-    front = _surface(values)
-    tiles = []
-    for tile, (a, b) in ((middle, (zooms[1], zooms[2])), (front, (zooms[0], zooms[2]))):
-        picture = np.flipud((tile.T * 255).astype(np.uint8))
-        scale = size / max(tile.shape[0] * a, tile.shape[1] * b)
-        wide, tall = max(1, round(tile.shape[0] * a * scale)), max(1, round(tile.shape[1] * b * scale))
-        canvas = np.zeros((size, size), np.uint8)
-        canvas[(size - tall) // 2 :, (size - wide) // 2 :][:tall, :wide] = cv2.resize(picture, (wide, tall))
-        tiles.append(canvas)
-    return np.hstack(tiles)
+    at = values.shape[0] // 2
+    tiles = [(values[at], None if covered is None else _canonical(covered, affine)[0][at] > 0.5, zooms[1])]
+    if front:
+        tiles.append((_surface(values), None, zooms[0]))
+    return np.hstack([_tile(grey, red, wide, zooms[2], size) for grey, red, wide in tiles])
+
+
+def _canonical(volume: NDArray[Any], affine: NDArray[Any]) -> tuple[NDArray[Any], tuple[float, ...]]:
+    """The volume with its axes to the right, front and top, and its voxel size in millimetres."""
+    image = nib.as_closest_canonical(nib.Nifti1Image(volume.astype(np.float32), affine))
+    return np.asarray(image.dataobj), tuple(float(z) for z in image.header.get_zooms()[:3])
+
+
+def _tile(
+    grey: NDArray[Any], red: NDArray[np.bool_] | None, wide_mm: float, tall_mm: float, size: int
+) -> NDArray[np.uint8]:
+    """One section, top up, in a black square of ``size`` pixels."""
+    import cv2
+
+    picture = np.repeat((grey.T * 255).astype(np.uint8)[::-1, :, None], 3, axis=2)
+    if red is not None:
+        picture[red.T[::-1]] = RED
+    scale = size / max(grey.shape[0] * wide_mm, grey.shape[1] * tall_mm)
+    wide, tall = max(1, round(grey.shape[0] * wide_mm * scale)), max(1, round(grey.shape[1] * tall_mm * scale))
+    canvas = np.zeros((size, size, 3), np.uint8)
+    top, left = (size - tall) // 2, (size - wide) // 2
+    canvas[top : top + tall, left : left + wide] = cv2.resize(np.ascontiguousarray(picture), (wide, tall))
+    return canvas
 
 
 def _surface(values: NDArray[Any]) -> NDArray[Any]:

@@ -14,7 +14,7 @@ from PIL import Image
 from site_agent.deid.keys import SiteKey
 from site_agent.deid.model import Cleaned
 from site_agent.deid.naming import needles_of, output_name, patient_of
-from site_agent.deid.pixels import MOST_BLANKED, PASSES, covered, thumbnail
+from site_agent.deid.pixels import MOST_BLANKED, PASSES, covered, covered_in_red, thumbnail
 from site_agent.deid.quarantine import Quarantine
 from site_agent.deid.reader import Needles
 from site_agent.deid.recipe import Recipe
@@ -124,9 +124,9 @@ def _views(samples: NDArray[Any]) -> list[NDArray[np.uint8]]:
 
 def _blank(samples: NDArray[Any]) -> tuple[list[Box], NDArray[np.uint8]]:
     """Blank in place until a second look finds nothing readable. Raises ``text-remains`` or ``mostly-text``."""
-    before = thumbnail(_views(samples)[0])
+    first = _views(samples)[0].copy()
     if min(samples.shape[:2]) < 16:
-        return [], before
+        return [], first
     new = [b for view in _views(samples) for b in find_text(view, radiographic=False)]
     seen: list[Box] = []
     for _ in range(PASSES):
@@ -143,7 +143,7 @@ def _blank(samples: NDArray[Any]) -> tuple[list[Box], NDArray[np.uint8]]:
         mask[y0:y1, x0:x1] = True
     if mask.mean() > MOST_BLANKED:
         raise Quarantine("mostly-text", f"{mask.mean():.0%}")
-    return seen, before
+    return seen, thumbnail(covered_in_red(first, mask))
 
 
 def _encode(samples: NDArray[Any], mode: str, form: str) -> tuple[bytes, str]:

@@ -28,12 +28,16 @@ jpeg12.install()
 SMALLEST = 48  # rows or columns below this cannot carry a legible word
 MOST_BLANKED = 0.25
 FRAMES_READ = 8
+RED = (190, 40, 40)
 PASSES = 4
 
 
 @dataclass
 class PixelResult:
-    """What happened to the pixels. ``changed``: some were blanked. Pictures are grey or RGB thumbnails for the report."""
+    """What happened to the pixels. ``changed``: some were blanked.
+
+    ``before`` and ``after`` are RGB thumbnails for the report; ``before`` has red where something was taken out, so the report shows it to nobody.
+    """
 
     examined: bool = False
     changed: bool = False
@@ -73,7 +77,7 @@ def clean_pixels(ds: Dataset, *, site_rules: str = "", blank: bool = True) -> Pi
     boxes = regions + list(dict.fromkeys(found))
     if not boxes:
         return result
-    result.before, source = thumbnail(_rgb(ds, frames[:1])[0]), frames.copy()
+    first, source = _rgb(ds, frames[:1])[0], frames.copy()
     seen = boxes
     for _ in range(PASSES):
         _blank(ds, frames, boxes)
@@ -93,7 +97,7 @@ def clean_pixels(ds: Dataset, *, site_rules: str = "", blank: bool = True) -> Pi
     if not result.rule and mask.mean() > MOST_BLANKED:
         raise Quarantine("mostly-text", f"{mask.mean():.0%}")
     result.boxes, result.changed = seen, True
-    result.after = thumbnail(_rgb(ds, frames[:1])[0])
+    result.before, result.after = thumbnail(covered_in_red(first, mask)), thumbnail(_rgb(ds, frames[:1])[0])
     _store(ds, frames)
     return result
 
@@ -243,6 +247,13 @@ def covered(box: Box, seen: list[Box]) -> bool:
 def _overlap(a: Box, b: Box) -> int:
     """Pixels two boxes share."""
     return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def covered_in_red(picture: Picture, mask: NDArray[np.bool_]) -> Picture:
+    """An RGB copy with flat red where the mask is, rows and columns as the picture's."""
+    colour = np.stack([picture] * 3, -1) if picture.ndim == 2 else picture.copy()
+    colour[mask] = RED
+    return colour
 
 
 def thumbnail(picture: Picture, longest: int = 320) -> Picture:

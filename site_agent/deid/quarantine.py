@@ -16,6 +16,7 @@ REASONS: dict[str, str] = {
     "archive-bomb": "The archive unpacks to far more than its size, or nests too deeply.",
     "archive-locked": "The archive is encrypted.",
     "link": "A symbolic link that leads out of the source or back into it.",
+    "withdrawn": "The patient withdrew: see `medsynx site datasets forget`.",
     "two-patients": "One patient identifier is used with different birth dates or names.",
     # DICOM
     "dicomdir": "The index of a disc: its files were read, the index itself is never passed on.",

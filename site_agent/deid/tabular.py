@@ -46,8 +46,10 @@ def looks_like_table(data: bytes, text: str | None) -> bool:
     return len(first) == 2 and "," in first[0] and len(first[0]) < 100_000 and first[1].strip() != ""
 
 
-def clean_table(data: bytes, source: str, recipe: Recipe, key: SiteKey) -> Cleaned:
-    """De-identify one table. Raises Quarantine."""
+def clean_table(
+    data: bytes, source: str, recipe: Recipe, key: SiteKey, withdrawn: frozenset[str] = frozenset()
+) -> Cleaned:
+    """De-identify one table, without the rows of patients who withdrew. Raises Quarantine."""
     if recipe.table.study is None:
         raise Quarantine("table-undeclared", "the recipe names no study")
     study = load_study(recipe.table.study)
@@ -60,9 +62,20 @@ def clean_table(data: bytes, source: str, recipe: Recipe, key: SiteKey) -> Clean
         {"column not in the dictionary dropped": len(frame.columns) - len(declared) - len(free)}
     )
     pseudonyms = _pseudonyms(frame, study, recipe, key)
+    if withdrawn & set(pseudonyms):
+        stay = [p not in withdrawn for p in pseudonyms]
+        actions["row of a patient who withdrew dropped"] = len(frame) - sum(stay)
+        frame, pseudonyms = frame[stay], [p for p in pseudonyms if p not in withdrawn]
+        if frame.empty:
+            raise Quarantine("withdrawn")
     missing = set(study.missing_values) | {""}
     out = pd.DataFrame(index=frame.index)
-    notes: dict[str, Any] = {"rows": len(frame), "columns": len(declared) + len(free), "small_cells": {}}
+    notes: dict[str, Any] = {
+        "rows": len(frame),
+        "columns": len(declared) + len(free),
+        "small_cells": {},
+        "patient_column": study.patient_id,
+    }
     for name in declared:
         spec = study.columns[name]
         if name == study.patient_id:

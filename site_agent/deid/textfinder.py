@@ -1,7 +1,8 @@
 """Finds burned-in text in one grey or colour picture: rapidocr's detector (DBNet, PP-OCRv4, ONNX models inside the wheel), on two views.
 
 The plain view finds text on a plain ground; the locally normalised inverse finds near-white text on white. In radiographic pictures anatomy
-looks like writing to the detector, so there a box counts only when the recogniser reads something in it.
+looks like writing to the detector, so there a box counts only when the recogniser reads something in it; elsewhere one readable box is enough
+to blank them all.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def find_text(picture: Picture, *, radiographic: bool) -> list[Box]:
     short = min(height, width)
     if radiographic:
         return [b for b in boxes if _line(b) <= max(40, 0.12 * short) and _readable(grey, b)]
-    return [b for b in boxes if _line(b) <= min(0.2 * short, max(60, 0.12 * short)) or _readable(grey, b)]
+    boxes = [b for b in boxes if _line(b) <= min(0.2 * short, max(60, 0.12 * short)) or _readable(grey, b)]
+    # where one box can be read, all are blanked on suspicion: a name across other text cannot be read itself
+    return boxes if any(_readable(grey, b) for b in boxes) else []
 
 
 def _detect(view: Picture, scale: float) -> list[tuple[float, float, float, float]]:

@@ -34,6 +34,7 @@ class Settings:
     key: SiteKey  # reaches the process through a pipe
     recipe: Recipe
     aside: Path
+    withdrawn: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Worker:
     def __init__(self, settings: Settings) -> None:
         self.key, self.recipe, self.aside = settings.key, settings.recipe, settings.aside
         self.profile = Profile(settings.recipe)
+        self.withdrawn = settings.withdrawn
 
     def run(self, source: Source, source_mac: str) -> Outcome:
         """One file from bytes to a verdict. Only a full disk is raised: ``disk-full``."""
@@ -60,6 +62,8 @@ class Worker:
             data = source.read()
             entry.content = self.key.mac("content", hashlib.sha256(data).hexdigest()).hex()
             cleaned = self.clean(data, source)
+            if cleaned.patient and cleaned.patient.pseudonym in self.withdrawn:
+                raise Quarantine("withdrawn")
             return self._write(entry, cleaned)
         except Quarantine as refused:
             entry.reason, entry.detail = refused.reason, refused.detail
@@ -108,7 +112,7 @@ class Worker:
 
             return clean_sidecar(data, source.name, self.recipe, self.profile, self.key)
         if looks_like_table(data, text):
-            return clean_table(data, source.name, self.recipe, self.key)
+            return clean_table(data, source.name, self.recipe, self.key, self.withdrawn)
         if text is None and looks_like_dicom(data[:140]):
             return clean_dicom(data, self.recipe, self.profile, self.key)
         raise Quarantine("not-recognised")

@@ -1,0 +1,396 @@
+"""The command and the engine: verdicts, resuming, kills, archives, discs, and bad input of every kind."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+
+from medsynx.errors import MedsynxError
+from site_agent.deid import engine
+from site_agent.deid.engine import Folder, run
+from site_agent.deid.keys import SiteKey
+from site_agent.deid.recipe import Recipe
+from site_agent.deid.sources import Source, find
+from site_agent.deid.worker import Settings, Worker, seal, unseal
+from tests.site_agent.deid.helpers import FAMILY, KEY, MRN, deid, image, medsynx, read_test_file, smooth, to_bytes
+
+NO_PIXELS = Recipe(clean_pixel_data=False)
+SHIPPED = Path(str(get_testdata_file("CT_small.dcm"))).parent
+
+
+@pytest.fixture
+def key(tmp_path):
+    file = tmp_path / "key"
+    SiteKey.create(file)
+    return file
+
+
+@pytest.fixture
+def src(tmp_path):
+    """Two patients, three files, one of them no DICOM."""
+    folder = tmp_path / "src"
+    (folder / FAMILY).mkdir(parents=True)
+    for i, patient in enumerate(("A1", "A1", "B2")):
+        ds = read_test_file("CT_small.dcm")
+        ds.PatientID, ds.SOPInstanceUID = patient, f"1.2.3.{i}"
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+        (folder / FAMILY / f"{i}.dat").write_bytes(to_bytes(ds))
+    return folder
+
+
+def files_of(dst):
+    return sorted(p for p in dst.rglob("*") if p.is_file() and ".medsynx" not in p.parts and p.parent != dst)
+
+
+def run_here(roots, dst, key=KEY, recipe=NO_PIXELS, **more):
+    return run([Path(r) for r in roots], Folder(dst), "files", key, recipe, **more)
+
+
+def snapshot(folder):
+    return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_the_command(src, tmp_path, key):
+    (src / "notes.bin").write_bytes(b"\0\1\2 nothing")
+    before, dst, names = snapshot(src), tmp_path / "dst", tmp_path / "map.json"
+    status, said = deid(src, dst, key, "--map", names)
+    assert status == 80 and (said["clean"], said["quarantined"], said["failed"]) == (3, 1, 0)
+    assert said["reasons"] == {"not-recognised": 1} and snapshot(src) == before
+    mapping = json.loads(names.read_text())
+    assert mapping["notes.bin"] is None and len(set(mapping.values())) == 4
+    for name in filter(None, mapping.values()):
+        assert (dst / name).stat().st_mode & 0o777 == 0o600
+        assert pydicom.dcmread(dst / name).PatientIdentityRemoved == "YES"
+        assert FAMILY not in name and "A1" not in Path(name).name
+    assert len({Path(n).parent for n in mapping.values() if n}) == 2  # one folder a patient
+    (src / "notes.bin").unlink()
+    status, said = deid(src, tmp_path / "again", key)
+    assert status == 0 and said["quarantined"] == 0
+
+
+def test_nothing_stored_names_a_source(src, tmp_path):
+    run_here([src], tmp_path / "dst")
+    for p in (tmp_path / "dst").rglob("*"):
+        if p.is_file():
+            assert FAMILY.encode() not in p.read_bytes(), p
+
+
+def test_a_second_run_does_nothing_and_an_added_file_joins_its_patient(src, tmp_path):
+    dst = tmp_path / "dst"
+    first = run_here([src], dst)
+    before = {p: p.stat().st_mtime_ns for p in files_of(dst)}
+    again = run_here([src], dst)
+    assert again.skipped == 3 and again.outputs == first.outputs
+    ds = read_test_file("MR_small.dcm")
+    ds.PatientID, ds.PatientName, ds.PatientBirthDate = "A1", read_test_file("CT_small.dcm").PatientName, ""
+    (src / "later.dcm").write_bytes(to_bytes(ds))
+    third = run_here([src], dst)
+    assert third.skipped == 3 and third.verdicts["clean"] == 4
+    assert {p: p.stat().st_mtime_ns for p in files_of(dst) if p in before} == before
+    assert Path(third.outputs["later.dcm"]).parent == Path(first.outputs[f"{FAMILY}/0.dat"]).parent
+
+
+def test_a_copy_is_one_file(src, tmp_path):
+    shutil.copy(src / FAMILY / "0.dat", src / "copy")
+    tally = run_here([src], tmp_path / "dst")
+    assert tally.verdicts["clean"] == 4 and tally.outputs["copy"] == tally.outputs[f"{FAMILY}/0.dat"]
+    assert len(files_of(tmp_path / "dst")) == 3
+
+
+def test_two_objects_with_one_uid_are_both_kept(src, tmp_path):
+    ds = pydicom.dcmread(src / FAMILY / "0.dat")
+    ds.PixelData = bytes(len(ds.PixelData))
+    (src / "other").write_bytes(to_bytes(ds))
+    tally = run_here([src], tmp_path / "dst")
+    assert tally.verdicts["clean"] == 4 and len(files_of(tmp_path / "dst")) == 4
+
+
+def test_killed_runs_leave_whole_files_only_and_are_resumed(tmp_path, key):
+    src, dst = tmp_path / "src", tmp_path / "dst"
+    src.mkdir()
+    for i in range(60):
+        ds = read_test_file("CT_small.dcm")
+        ds.PatientID, ds.SOPInstanceUID = f"P{i % 7}", f"1.2.3.{i}"
+        (src / f"{i}.dcm").write_bytes(to_bytes(ds))
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("clean_pixel_data: false\n")
+    command = [sys.executable, "-m", "medsynx", "deid", src, dst, "--key-file", key, "--recipe", recipe, "--json"]
+    seen = 0
+    for _ in range(2):
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        deadline = time.monotonic() + 60
+        while len(files_of(dst)) <= seen + 5 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        seen = len(files_of(dst))
+    assert 0 < seen < 60
+    early = {p: p.read_bytes() for p in files_of(dst)}
+    status, said = deid(src, dst, key, "--recipe", recipe)
+    assert status == 0 and said["clean"] == 60 and said["from_an_earlier_run"] >= seen - 2
+    assert len(files_of(dst)) == 60 and all(p.read_bytes() == data for p, data in early.items())
+
+
+def test_archives_are_walked(src, tmp_path):
+    inner = tmp_path / "inner.zip"
+    with zipfile.ZipFile(inner, "w") as z:
+        z.write(src / FAMILY / "2.dat", "deep/2.dat")
+    outer = tmp_path / "in" / "disc.zip"
+    outer.parent.mkdir()
+    with zipfile.ZipFile(outer, "w", zipfile.ZIP_DEFLATED) as z:
+        z.write(src / FAMILY / "0.dat", "a/0.dat")
+        z.write(inner, "inner.zip")
+    tally = run_here([outer.parent], tmp_path / "dst")
+    assert (
+        set(tally.outputs) == {"disc.zip!/a/0.dat", "disc.zip!/inner.zip!/deep/2.dat"} and tally.verdicts["clean"] == 2
+    )
+
+
+def test_bombs_and_locks_are_not_opened(tmp_path):
+    src = tmp_path / "in"
+    src.mkdir()
+    with zipfile.ZipFile(src / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("zeros", bytes(200 << 20))
+    level = tmp_path / "level0.zip"
+    with zipfile.ZipFile(level, "w") as z:
+        z.writestr("x", b"deep")
+    for i in range(1, 5):
+        upper = tmp_path / f"level{i}.zip"
+        with zipfile.ZipFile(upper, "w") as z:
+            z.write(level, level.name)
+        level = upper
+    shutil.copy(level, src / "nested.zip")
+    with zipfile.ZipFile(src / "locked.zip", "w") as z:
+        z.writestr("x", b"secret")
+    data = bytearray((src / "locked.zip").read_bytes())
+    for magic, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.find(magic) + at] |= 1  # the flag of encryption
+    (src / "locked.zip").write_bytes(data)
+    (src / "broken.zip").write_bytes(b"PK\x03\x04 and then nothing")
+    tally = run_here([src], tmp_path / "dst")
+    assert tally.reasons == {"archive-bomb": 2, "archive-locked": 1, "damaged": 1}
+
+
+def test_a_disc_is_read_by_its_index(tmp_path):
+    disc = SHIPPED / "dicomdirtests"
+    index = [s.name for s in find([disc / "DICOMDIR"])]
+    assert "DICOMDIR" in index and len(index) > 1 and all((disc / name).exists() for name in index)
+    tally = run_here([disc / "DICOMDIR"], tmp_path / "dst", jobs=2)
+    assert tally.reasons["dicomdir"] == 1 and tally.verdicts["clean"] > 0
+
+
+BAD = {
+    "empty": (b"", "empty"),
+    "text.txt": (b"hello, this is a letter\nabout nobody", "table-undeclared"),
+    "random.dcm": (bytes(range(256)) * 8, "not-recognised"),
+    "magic only": (b"\0" * 128 + b"DICM", "damaged"),
+    "huge length": (b"\0" * 128 + b"DICM" + b"\x10\x00\x10\x00LO\xff\xff\xfe\xff\xff\x7f", "too-large"),
+}
+
+
+@pytest.mark.parametrize("name", [*BAD, "truncated", "truncated in a header", "huge value"])
+def test_bad_files_are_quarantined(name, tmp_path):
+    src = tmp_path / "in"
+    src.mkdir()
+    whole = to_bytes(read_test_file("CT_small.dcm"))
+    if name in BAD:
+        data, reason = BAD[name]
+    elif name == "truncated":
+        data, reason = whole[: len(whole) // 2], "damaged"
+    elif name == "truncated in a header":
+        data, reason = whole[:1000], "damaged"
+    else:
+        at = whole.index(b"\xe0\x7f\x10\x00OW") + 8
+        data, reason = whole[:at] + (0x7FFFFFF0).to_bytes(4, "little") + whole[at + 4 :], "too-large"
+    (src / name).write_bytes(data)
+    tally = run_here([src], tmp_path / "dst")
+    assert dict(tally.reasons) == {reason: 1} and files_of(tmp_path / "dst") == []
+
+
+def test_links_and_what_is_no_file(src, tmp_path):
+    (src / "loop").symlink_to(src)
+    (src / "self").symlink_to(src / "self")
+    outside = tmp_path / "outside.dcm"
+    outside.write_bytes(b"not for you")
+    (src / "out").symlink_to(outside)
+    os.mkfifo(src / "pipe")
+    tally = run_here([src], tmp_path / "dst")
+    assert tally.reasons == {"link": 3, "not-recognised": 1} and tally.verdicts["clean"] == 3
+
+
+def test_an_unreadable_file_fails_and_is_tried_again(src, tmp_path, monkeypatch):
+    source = next(s for s in find([src]) if s.name.endswith("0.dat"))
+    worker = Worker(Settings(KEY, NO_PIXELS, tmp_path))
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: (_ for _ in ()).throw(PermissionError(13, "no")))
+    outcome = worker.run(source, "mac")
+    assert (outcome.entry.verdict, outcome.entry.reason) == ("failed", "unreadable")
+    monkeypatch.setattr(Path, "read_bytes", real)
+    assert worker.run(source, "mac").entry.verdict == "clean"
+
+
+def test_a_vanished_file_is_a_failure_with_its_exit_status(src, tmp_path, key):
+    (src / "gone").symlink_to(src / "x")  # dangling: reported, never followed
+    status, said = deid(src, tmp_path / "dst", key)
+    assert status == 80 and said["reasons"] == {"link": 1}
+
+
+def test_wrong_key_and_changed_recipe_are_refused(src, tmp_path):
+    dst = tmp_path / "dst"
+    run_here([src], dst)
+    with pytest.raises(MedsynxError, match="another key"):
+        run_here([src], dst, key=SiteKey(b"y" * 32))
+    with pytest.raises(MedsynxError, match="another recipe"):
+        run_here([src], dst, recipe=Recipe(clean_pixel_data=False, retain_uids=True))
+
+
+@pytest.mark.parametrize("content", [b"short", None])
+def test_an_unusable_key_is_refused(content, src, tmp_path):
+    key = tmp_path / "k"
+    key.write_bytes(content or b"x" * 40)
+    key.chmod(0o600 if content else 0o644)
+    done = medsynx("deid", src, tmp_path / "dst", "--key-file", key)
+    assert done.returncode == 82 and "key-unusable" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "dst").exists()
+
+
+def test_the_key_comes_from_the_environment(src, tmp_path):
+    env = {**os.environ, "MEDSYNX_KEY": "0f" * 32}
+    done = medsynx("deid", src, tmp_path / "dst", "--json", env=env)
+    assert done.returncode == 0, done.stderr
+    ds = pydicom.dcmread(files_of(tmp_path / "dst")[0])
+    assert ds.PatientID in {SiteKey(bytes.fromhex("0f" * 32)).pseudonym("", p) for p in ("A1", "B2")}
+
+
+def test_one_run_at_a_time(src, tmp_path):
+    place = Folder(tmp_path / "dst")
+    with (place.private / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(MedsynxError, match="another run"):
+            run_here([src], tmp_path / "dst")
+    assert run_here([src], tmp_path / "dst").verdicts["clean"] == 3
+
+
+def test_source_and_destination_inside_each_other_are_refused(src, tmp_path):
+    for dst in (src / "out", src, tmp_path):
+        with pytest.raises(MedsynxError, match="inside each other"):
+            run_here([src], dst)
+
+
+def test_a_full_disk_stops_the_run_and_it_goes_on_later(src, tmp_path, monkeypatch):
+    worker = Worker(Settings(KEY, NO_PIXELS, tmp_path))
+    with monkeypatch.context() as m:
+        m.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        with pytest.raises(MedsynxError) as full:
+            worker.run(next(find([src])), "mac")
+    assert full.value.code == "disk-full" and not list(tmp_path.glob("*.part"))
+    real, calls = Path.replace, []
+
+    def replace(self, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "full")
+        return real(self, target)
+
+    with monkeypatch.context() as m:
+        m.setattr(Path, "replace", replace)
+        with pytest.raises(MedsynxError) as full:
+            run_here([src], tmp_path / "dst")
+    assert full.value.code == "disk-full" and len(files_of(tmp_path / "dst")) == 1
+    assert not (tmp_path / "dst" / ".medsynx" / "aside").exists()
+    tally = run_here([src], tmp_path / "dst")
+    assert tally.skipped == 1 and tally.verdicts["clean"] == 3
+
+
+def crash(source, mac):
+    """Stands in for a decoder that kills its process on one file."""
+    if source.name.endswith("1.dat"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    from site_agent.deid.worker import work
+
+    return work(source, mac)
+
+
+def test_a_decoder_that_kills_its_process_costs_one_file(src, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "work", crash)
+    tally = run_here([src], tmp_path / "dst")
+    assert tally.verdicts == {"clean": 2, "failed": 1} and tally.reasons == {"crashed": 1}
+
+
+def test_one_identifier_with_two_people_takes_all_its_files_back(tmp_path):
+    src = tmp_path / "src"
+    src.mkdir()
+    for i, birth in enumerate(("19500612", "19500612", "19720101")):
+        ds = image(smooth(64, 64, seed=i).astype(np.uint8), PatientBirthDate=birth, SOPInstanceUID=f"1.2.{i}")
+        (src / f"{i}.dcm").write_bytes(to_bytes(ds))
+    other = image(smooth(64, 64, seed=9).astype(np.uint8), patient="C3", SOPInstanceUID="1.2.9")
+    (src / "9.dcm").write_bytes(to_bytes(other))
+    tally = run_here([src], tmp_path / "dst")
+    assert tally.reasons == {"two-patients": 3} and tally.verdicts["clean"] == 1
+    assert len(files_of(tmp_path / "dst")) == 1 and tally.outputs["0.dcm"] is None
+
+
+def test_what_one_file_of_a_patient_hides_another_may_not_show(tmp_path, monkeypatch):
+    """The name is in one file's headers and, through a hole made for this test, in the other's text."""
+    src = tmp_path / "src"
+    src.mkdir()
+    for i, name in enumerate((f"{FAMILY}^X", "")):
+        ds = image(smooth(64, 64, seed=i).astype(np.uint8), SOPInstanceUID=f"1.2.{i}", PatientBirthDate="")
+        ds.PatientName = name
+        ds.SeriesDescription = "" if i == 0 else f"CT {FAMILY}"
+        (src / f"{i}.dcm").write_bytes(to_bytes(ds))
+    recipe = Recipe(clean_pixel_data=False, vocabulary=(FAMILY,))
+    tally = run_here([src], tmp_path / "dst", recipe=recipe)
+    assert tally.reasons == {"left-over": 1} and tally.outputs["1.dcm"] is None and tally.outputs["0.dcm"]
+
+
+def test_the_mapping_is_kept_only_when_asked_for_and_sealed(src, tmp_path):
+    run_here([src], tmp_path / "plain")
+    place = Folder(tmp_path / "plain")
+    assert place.catalogue.mapping("files") == {}
+    run_here([src], tmp_path / "kept", recipe=Recipe(clean_pixel_data=False, keep_mapping=True))
+    sealed = Folder(tmp_path / "kept").catalogue.mapping("files")
+    assert {unseal(KEY, v) for v in sealed.values()} == {"A1", "B2"}
+    assert unseal(KEY, seal(KEY, MRN)) == MRN
+    with pytest.raises(MedsynxError):
+        unseal(SiteKey(b"z" * 32), next(iter(sealed.values())))
+
+
+def test_every_shipped_file_ends_clean_or_with_a_reason(tmp_path, key):
+    """All of pydicom's and nibabel's data, headers and pixels."""
+    import nibabel
+
+    src = tmp_path / "src"
+    src.mkdir()
+    for p in sorted(SHIPPED.glob("*.dcm")):
+        if p.stat().st_size < 400_000:
+            shutil.copy(p, src)
+    for p in sorted((Path(nibabel.__file__).parent / "tests" / "data").glob("*.nii*")):
+        if p.stat().st_size < 400_000:
+            shutil.copy(p, src)
+    status, said = deid(src, tmp_path / "dst", key, "--jobs", "2")
+    total = len(list(src.iterdir()))
+    assert status == 80 and said["failed"] == 0 and said["clean"] + said["quarantined"] == total
+    assert said["clean"] > 0.6 * total and "unforeseen" not in said["reasons"] and "left-over" not in said["reasons"]
+    assert all(r["reason"] for r in said["refused"])
+
+
+def test_source_reads_only(src):
+    source = next(find([src]))
+    assert isinstance(source, Source) and source.read()[128:132] == b"DICM"

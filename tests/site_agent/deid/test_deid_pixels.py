@@ -1,0 +1,201 @@
+"""Burned-in text: gone in every form pixels take; and pixels without text stay exactly as they were."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.pixels import pixel_array
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+
+from site_agent.deid import pixels as pixels_module
+from site_agent.deid.quarantine import Quarantine
+from tests.site_agent.deid.helpers import MRN, clean, image, read_test_file, reread, smooth, to_bytes, write_text
+
+TEXT = "QOZIVARUK 12.06.1950"
+CORNER = (12, 14)
+
+
+def legible(frame: np.ndarray, mask: np.ndarray) -> bool:
+    """Whether the strokes can still be told from their surroundings."""
+    y, x = np.nonzero(mask)
+    box = slice(y.min(), y.max() + 1), slice(x.min(), x.max() + 1)
+    grey = frame[box].astype(float)
+    grey = grey.mean(axis=-1) if grey.ndim == 3 else grey
+    return bool(grey.std() > 1e-9 and abs(np.corrcoef(grey.ravel(), mask[box].ravel())[0, 1]) > 0.3)
+
+
+def grey(dtype=np.uint8, value=250):
+    samples = smooth(300, 400).astype(dtype)
+    return samples, write_text(samples, TEXT, CORNER, value)
+
+
+def colour():
+    samples = np.stack([smooth(300, 400, seed=s) for s in range(3)], -1).astype(np.uint8)
+    return samples, write_text(samples, TEXT, CORNER, (255, 255, 255))
+
+
+def as_compressed(ds, syntax):
+    ds.compress(syntax, generate_instance_uid=False)
+    return ds
+
+
+def palette():
+    samples, mask = grey(value=200)
+    ds = image(samples, "PALETTE COLOR")
+    for c in ("Red", "Green", "Blue"):
+        setattr(ds, f"{c}PaletteColorLookupTableDescriptor", [256, 0, 8])
+        # entries out of order: 200 shows as white, and 0 does not show as black
+        table = np.roll(np.arange(256, dtype=np.uint8), 60)
+        table[200] = 255
+        setattr(ds, f"{c}PaletteColorLookupTableData", table.tobytes())
+    return ds, mask
+
+
+def cases():
+    g, m = grey()
+    yield "mono2", image(g), m
+    yield "mono1", image(255 - g, "MONOCHROME1"), m
+    g16, m16 = grey(np.uint16, 4000)
+    yield "16 bit CT", image(g16, modality="CT"), m16
+    c, mc = colour()
+    yield "rgb", image(c, "RGB"), mc
+    ybr = pydicom.pixels.convert_color_space(c, "RGB", "YBR_FULL")
+    yield "ybr", image(np.ascontiguousarray(ybr), "YBR_FULL"), mc
+    ds, mp = palette()
+    yield "palette", ds, mp
+    frames = np.stack([g] * 12)
+    yield "12 frames", image(frames), m
+    yield "rle", as_compressed(image(g), RLELossless), m
+    yield "jpeg 2000", as_compressed(image(g), JPEG2000Lossless), m
+    yield "jpeg-ls", as_compressed(image(g16), JPEGLSLossless), m16
+
+
+@pytest.mark.parametrize(("name", "ds", "mask"), list(cases()), ids=lambda v: v if isinstance(v, str) else "")
+def test_text_is_blanked_on_every_frame(name, ds, mask):
+    before = pixel_array(io.BytesIO(to_bytes(ds)))
+    before = before if "frames" in name else before[None]
+    assert legible(before[0], mask)
+    out = clean(ds)
+    after = pixel_array(io.BytesIO(out.data))
+    after = after if "frames" in name else after[None]
+    assert out.changed_pixels and after.shape == before.shape
+    assert not any(legible(frame, mask) for frame in after)
+    assert np.array_equal(after[:, 150:], before[:, 150:])  # far from the text nothing moves
+    assert reread(out).BurnedInAnnotation == "NO"
+
+
+def test_text_on_one_frame_of_a_short_series():
+    frames = np.stack([smooth(240, 320, seed=s).astype(np.uint8) for s in range(5)])
+    mask = write_text(frames[3], TEXT, CORNER, 255)
+    after = pixel_array(io.BytesIO(clean(image(frames)).data))
+    assert not legible(after[3], mask)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CT_small.dcm",
+        "JPEG2000.dcm",
+        "JPGExtended.dcm",
+        "SC_rgb_jpeg_gdcm.dcm",
+        "examples_overlay.dcm",
+        "liver_1frame.dcm",
+    ],
+)
+def test_pixels_without_text_stay_exact(name):
+    ds = read_test_file(name)
+    ds.PatientID = ds.get("PatientID") or MRN
+    out = clean(ds)
+    assert not out.changed_pixels
+    assert np.array_equal(pixel_array(io.BytesIO(out.data)), pixel_array(io.BytesIO(to_bytes(read_test_file(name)))))
+    assert reread(out).file_meta.TransferSyntaxUID == ds.file_meta.TransferSyntaxUID
+
+
+def test_a_real_ultrasound_screen():
+    """pydicom's palette example shows a date, a time and the maker's banner."""
+    ds = read_test_file("examples_palette.dcm")
+    ds.PatientID = ds.get("PatientID") or MRN
+    out = clean(ds)
+    assert out.changed_pixels and out.notes["rule"] == "region of the device" and out.notes["boxes"] > 5
+    (_, before, after), *_ = out.pictures
+    assert (before == pixels_module.RED).all(axis=-1).any() and not (after == pixels_module.RED).all(axis=-1).any()
+
+
+def test_everything_outside_the_ultrasound_regions_goes_once_text_is_found_there():
+    from pydicom.dataset import Dataset
+    from pydicom.sequence import Sequence
+
+    samples, _ = grey()
+    region = Dataset()
+    region.RegionLocationMinX0, region.RegionLocationMinY0 = 40, 80
+    region.RegionLocationMaxX1, region.RegionLocationMaxY1 = 359, 279
+    ds = image(samples, modality="US", SequenceOfUltrasoundRegions=Sequence([region]))
+    after = pixel_array(io.BytesIO(clean(ds).data))
+    outside = np.ones(samples.shape, bool)
+    outside[80:280, 40:360] = False
+    assert (after[outside] == after[outside][0]).all() and np.array_equal(
+        after[100:260, 60:340], samples[100:260, 60:340]
+    )
+
+
+def test_a_site_adds_regions_in_deids_language():
+    samples = smooth(300, 400).astype(np.uint8)
+    ds = image(samples, ManufacturerModelName="ACME 9")
+    rule = "FORMAT dicom\n\n%filter graylist\n\nLABEL Acme banner\n  contains ManufacturerModelName ACME 9\n  coordinates 0,0,400,30\n"
+    after = pixel_array(io.BytesIO(clean(ds, regions=rule).data))
+    assert (after[:30] == after[0, 0]).all() and np.array_equal(after[30:], samples[30:])
+
+
+def test_what_cannot_be_decoded_is_quarantined():
+    ds = as_compressed(image(grey()[0]), RLELossless)
+    ds.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    with pytest.raises(Quarantine) as refused:
+        clean(ds)
+    assert refused.value.reason == "pixels-undecodable"
+
+
+@pytest.mark.parametrize(
+    ("syntax", "reason"), [("1.2.3.4.5", "transfer-syntax"), ("1.2.840.10008.1.2.4.102", "transfer-syntax")]
+)
+def test_an_unknown_transfer_syntax_is_quarantined(syntax, reason):
+    data = to_bytes(as_compressed(image(grey()[0]), RLELossless))
+    with pytest.raises(Quarantine) as refused:
+        clean(
+            data.replace(b"1.2.840.10008.1.2.5\0", syntax.encode().ljust(20, b"\0")[:20])
+            if len(syntax) < 20
+            else _with(syntax)
+        )
+    assert refused.value.reason == reason
+
+
+def _with(syntax):
+    ds = as_compressed(image(grey()[0]), RLELossless)
+    ds.file_meta.TransferSyntaxUID = syntax
+    return to_bytes(ds)
+
+
+def test_text_that_stays_is_quarantined(monkeypatch):
+    """Break the blanking: the second look must notice."""
+    monkeypatch.setattr(pixels_module, "_blank", lambda ds, frames, boxes: frames.__setitem__((0, 0, 0), 1))
+    monkeypatch.setattr(pixels_module, "covered", lambda box, seen: False)
+    with pytest.raises(Quarantine) as refused:
+        clean(image(grey()[0]))
+    assert refused.value.reason == "text-remains"
+
+
+def test_a_picture_of_text_is_quarantined():
+    samples = np.full((300, 400), 30, np.uint8)
+    for row in range(8, 280, 30):
+        write_text(samples, "QOZIVARUK TEMILOPAD 1950", (row, 6), 250, 26)
+    with pytest.raises(Quarantine) as refused:
+        clean(image(samples))
+    assert refused.value.reason == "mostly-text"
+
+
+def test_marked_text_is_quarantined_when_cleaning_is_off():
+    with pytest.raises(Quarantine) as refused:
+        clean(image(grey()[0], BurnedInAnnotation="YES"), clean_pixel_data=False)
+    assert refused.value.reason == "pixel-rule"
