@@ -46,6 +46,15 @@ SHAPES = {
     "UI": re.compile(r"[0-9.]{1,64}"),
 }
 DATE_TIME = re.compile(r"(\d{8})(\d{0,6}(?:\.\d{1,6})?)([+-]\d{4})?")
+#: defined terms that are numbers: compression standards, templates and context groups (PS3.16)
+NUMBERED_TERMS = {
+    "LossyImageCompressionMethod": re.compile(r"ISO_\d{5}_\d{1,2}"),
+    "TemplateIdentifier": re.compile(r"\d{1,5}"),
+    "ContextIdentifier": re.compile(r"\d{1,5}"),
+    "ImageType": re.compile(
+        r"0\d{3}|"
+    ),  # ultrasound codes its mode in four digits (PS3.3 C.8.5.6); empty keeps its place
+}
 DUMMY: dict[str, Any] = {"DA": "19000101", "DT": "19000101000000", "TM": "000000", "AS": "000Y", "DS": "0", "IS": "0"}
 CODE_ITEM = frozenset({"CodeValue", "LongCodeValue", "URNCodeValue"})
 #: code schemes anybody can look up, and the shape of their codes; a code of any other scheme is a local identifier
@@ -88,6 +97,16 @@ def _concept_meanings() -> dict[tuple[str, str], str]:
         for codes in keywords.values()
         for code, (meaning, _) in codes.items()
     }
+
+
+@cache
+def _srgb() -> bytes:
+    """An ICC profile without a maker, a text or a date of its own; real ones carry all three."""
+    from PIL import ImageCms
+
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    data[24:36] = bytes(12)  # date and time of creation (ICC.1, 7.2.8)
+    return bytes(data) + b"\0" * (len(data) % 2)
 
 
 def values_of(element: DataElement) -> list[Any]:
@@ -184,6 +203,10 @@ class Walk:
         if keyword in CODE_ITEM and path:
             return self._keep(e)  # checked or replaced by _code before the walk
         if keyword in ("CodingSchemeDesignator", "CodeMeaning") and path and "CodeValue" in ds:
+            return self._keep(e)
+        if keyword == "ICCProfile":
+            e.value = _srgb()
+            self.trace.actions["colour profile replaced by sRGB"] += 1
             return self._keep(e)
         if e.VR in BINARY and keyword not in SAMPLES:
             return self._remove_element(ds, e, "binary removed")
@@ -294,7 +317,10 @@ class Walk:
         ):
             if all(v.startswith("1.2.840.10008.") and SHAPES["UI"].fullmatch(v) for v in values):
                 return self._keep(e)
-            return self._remove_element(ds, e, "private class UID removed")
+            # a private class in a reference: the reference stays whole, the maker's root does not
+            e.value = [v if v.startswith("1.2.840.10008.") else self.key.uid(v) for v in values]
+            self.trace.actions["UID mapped"] += 1
+            return self._keep(e)
         if any(not SHAPES["UI"].fullmatch(v) for v in values):
             # text in a UID: map it all the same, so that references to it still agree
             for v in values:
@@ -351,11 +377,12 @@ class Walk:
         if e.VR == "CS":
             # a code string is a defined term or it is not: half of one means something else. Names do not deny it: MR stays MR.
             plain = Vocabulary(self.recipe.vocabulary)
-            new = [v if plain.knows(v) else "" for v in values]
-            if (
-                e.keyword == "ImageType"
-            ):  # its values count by position; ultrasound codes its mode in four digits (PS3.3 C.8.5.6)
-                new = [n or (v if re.fullmatch(r"0\d{3}|", v) else "OTHER") for n, v in zip(new, values, strict=True)]
+            numbered = NUMBERED_TERMS.get(e.keyword)
+            known = [
+                plain.knows(v) or bool(numbered and numbered.fullmatch(v) and v not in self.identifiers) for v in values
+            ]
+            stands_in = "OTHER" if e.keyword == "ImageType" else ""  # its values count by position
+            new = [v if k else stands_in for v, k in zip(values, known, strict=True)]
         elif e.VR in PROSE:
             new = [v if self.vocabulary.knows(v) else "" for v in values]
         else:

@@ -166,18 +166,20 @@ def _decode(ds: Dataset) -> NDArray[Any]:
 
 def _store(ds: Dataset, frames: NDArray[Any]) -> None:
     """Write the samples back uncompressed: lossless for every depth, and the description stays true."""
+    was_compressed = ds.file_meta.TransferSyntaxUID.is_encapsulated
+    photometric = str(ds.PhotometricInterpretation)
+    if was_compressed and photometric in ("YBR_ICT", "YBR_RCT"):
+        ds.PhotometricInterpretation = "RGB"  # the wavelet decoders undo this transform themselves
+    elif was_compressed and photometric.startswith("YBR_FULL"):
+        # decoded samples are no longer subsampled, and several IODs allow YBR_FULL in compressed pixels only
+        frames = convert_color_space(frames, photometric, "RGB", per_frame=True)
+        ds.PhotometricInterpretation = "RGB"
     raw = np.ascontiguousarray(frames.astype(frames.dtype.newbyteorder("<"))).tobytes()
     ds.PixelData = raw + b"\0" * (len(raw) % 2)
     ds["PixelData"].VR = "OW" if int(ds.BitsAllocated) > 8 else "OB"
     ds["PixelData"].is_undefined_length = False
     if frames.ndim == 4:
         ds.PlanarConfiguration = 0
-    was_compressed = ds.file_meta.TransferSyntaxUID.is_encapsulated
-    photometric = str(ds.PhotometricInterpretation)
-    if was_compressed and photometric in ("YBR_ICT", "YBR_RCT"):
-        ds.PhotometricInterpretation = "RGB"  # the wavelet decoders undo this transform themselves
-    elif photometric == "YBR_FULL_422":
-        ds.PhotometricInterpretation = "YBR_FULL"  # decoded samples are no longer subsampled
     if was_compressed or not ds.file_meta.TransferSyntaxUID.is_little_endian:
         ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
 

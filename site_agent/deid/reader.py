@@ -106,6 +106,10 @@ def spellings(day: str) -> Iterator[str]:
 
 def encodings(text: str, charsets: Iterable[str]) -> Iterator[bytes]:
     """The text as bytes in every encoding a written file could carry it in."""
+    if text.isascii():  # one spelling in every encoding of DICOM
+        yield text.encode("ascii")
+        yield text.encode("utf-16-le")
+        return
     for codec in ("utf-8", "latin-1", "utf-16-le", *charsets):
         try:
             raw = text.encode(codec)
