@@ -20,12 +20,17 @@ from site_agent.deid.quarantine import Quarantine
 from site_agent.deid.streams import strip_frame
 from site_agent.deid.textfinder import Box, Picture, find_text, to_picture
 
-#: anatomy in these looks like writing to a detector; everything else is blanked on suspicion
-RADIOGRAPHIC = frozenset({"CT", "MR", "CR", "DX", "MG", "NM", "PT", "IO", "PX", "RG", ""})
+STORAGE = "1.2.840.10008.5.1.4.1.1."
+#: CR, DX, MG, IO, CT, MR, NM, PET: anatomy in these looks like writing to a detector; in everything else it blanks on suspicion.
+#: Storage classes, not the attribute Modality: a screen saved as Secondary Capture says CT too.
+RADIOGRAPHIC = frozenset(
+    STORAGE + c
+    for c in "1 1.1 1.1.1 1.2 1.2.1 1.3 1.3.1 2 2.1 2.2 4 4.1 4.3 4.4 20 128 128.1 130 13.1.1 13.1.2 13.1.3 13.1.4".split()
+)
 #: computed by a machine from other images: labels and doses, no camera and no screen
-COMPUTED = frozenset({"SEG", "RTDOSE"})
+COMPUTED = frozenset(STORAGE + c for c in "66.4 66.7 481.2".split())
 jpeg12.install()
-SMALLEST = 48  # rows or columns below this cannot carry a legible word
+SMALLEST = 12  # rows or columns below this cannot carry a legible word
 MOST_BLANKED = 0.25
 FRAMES_READ = 8
 RED = (190, 40, 40)
@@ -65,13 +70,13 @@ def clean_pixels(ds: Dataset, *, site_rules: str = "", blank: bool = True) -> Pi
         if str(ds.get("BurnedInAnnotation", "")).upper() == "YES":
             raise Quarantine("pixel-rule")
         return PixelResult()
-    modality = str(ds.get("Modality", "") or "")
+    sop_class = str(ds.get("SOPClassUID", "") or "")
     frames = _decode(ds)
     result = PixelResult(examined=True)
     rows, columns = frames.shape[1:3]
-    if modality in COMPUTED or min(rows, columns) < SMALLEST or int(ds.get("BitsAllocated", 8)) == 1:
+    if sop_class in COMPUTED or min(rows, columns) < SMALLEST or int(ds.get("BitsAllocated", 8)) == 1:
         return result
-    radiographic = modality in RADIOGRAPHIC
+    radiographic = sop_class in RADIOGRAPHIC
     found = [b for picture in _pictures(ds, frames) for b in find_text(picture, radiographic=radiographic)]
     regions, result.rule = _rule_boxes(ds, rows, columns, site_rules, found)
     boxes = regions + list(dict.fromkeys(found))
@@ -216,10 +221,13 @@ def _pictures(ds: Dataset, frames: NDArray[Any]) -> list[Picture]:
     if len(frames) <= FRAMES_READ:
         return _rgb(ds, frames)
     chosen = np.linspace(0, len(frames) - 1, FRAMES_READ - 2).round().astype(int)
-    pictures = _rgb(ds, frames[chosen])
-    if str(ds.get("PhotometricInterpretation", "")) == "PALETTE COLOR":
-        return pictures + _rgb(ds, frames[[len(frames) // 3]])
-    return pictures + _rgb(ds, np.stack([frames.max(axis=0), frames.min(axis=0)]))
+    if str(ds.get("PhotometricInterpretation", "")) != "PALETTE COLOR":
+        return _rgb(ds, frames[chosen]) + _rgb(ds, np.stack([frames.max(axis=0), frames.min(axis=0)]))
+    brightest = darkest = _rgb(ds, frames[:1])[0]  # an entry's number says nothing of its brightness
+    for k in range(1, len(frames)):
+        shown = _rgb(ds, frames[k : k + 1])[0]
+        brightest, darkest = np.maximum(brightest, shown), np.minimum(darkest, shown)
+    return [*_rgb(ds, frames[chosen]), brightest, darkest]
 
 
 def _blank(ds: Dataset, frames: NDArray[Any], boxes: list[Box]) -> None:

@@ -87,6 +87,58 @@ def test_text_is_blanked_on_every_frame(name, ds, mask):
     assert reread(out).BurnedInAnnotation == "NO"
 
 
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "RGB", "PALETTE COLOR"])
+def test_text_on_one_frame_of_a_long_series(photometric):
+    """Frame 14 of 30 is none of those looked at one by one."""
+    still = smooth(240, 320).astype(np.uint8)
+    frames = np.stack([np.stack([still] * 3, -1) if photometric == "RGB" else still] * 30)
+    mask = write_text(frames[14], TEXT, CORNER, 250)
+    ds = image(frames, photometric)
+    if photometric == "PALETTE COLOR":
+        for c in ("Red", "Green", "Blue"):
+            setattr(ds, f"{c}PaletteColorLookupTableDescriptor", [256, 0, 8])
+            table = np.arange(256)[::-1].copy()  # the ink's entry is the darkest
+            table[250] = 255
+            setattr(ds, f"{c}PaletteColorLookupTableData", table.astype(np.uint8).tobytes())
+    after = pixel_array(io.BytesIO(clean(ds).data))
+    assert not legible(after[14], mask)
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+def test_text_along_a_side_is_blanked(turns):
+    samples = smooth(300, 400).astype(np.uint8)
+    mask = np.rot90(write_text(samples, TEXT, CORNER, 250), turns)
+    out = clean(image(np.rot90(samples, turns).copy(), modality="CT"))
+    assert not legible(pixel_array(io.BytesIO(out.data)), mask)
+
+
+def test_small_letters_in_a_large_picture_are_blanked():
+    samples = smooth(2200, 1900).astype(np.uint16)
+    mask = write_text(samples, TEXT, (1700, 1500), 400, size=15)
+    ds = image(samples, modality="DX", SOPClassUID="1.2.840.10008.5.1.4.1.1.1.1")
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
+    assert not legible(pixel_array(io.BytesIO(clean(ds).data)), mask)
+
+
+def test_letters_larger_than_a_label_are_blanked():
+    samples = smooth(400, 500).astype(np.uint16)
+    mask = write_text(samples, "HARROW", (200, 60), 300, size=80)
+    ds = image(samples, modality="CT", SOPClassUID="1.2.840.10008.5.1.4.1.1.2")
+    assert not legible(pixel_array(io.BytesIO(clean(ds).data)), mask)
+
+
+@pytest.mark.parametrize("modality", ["SEG", "RTDOSE", "CT", ""])
+def test_what_the_modality_claims_spares_no_text(modality):
+    samples, mask = grey()
+    assert not legible(pixel_array(io.BytesIO(clean(image(samples, modality=modality)).data)), mask)
+
+
+def test_a_narrow_strip_with_a_name_is_blanked():
+    samples = smooth(36, 1400).astype(np.uint8)
+    mask = write_text(samples, TEXT, (6, 14), 250)
+    assert not legible(pixel_array(io.BytesIO(clean(image(samples)).data)), mask)
+
+
 def test_text_on_one_frame_of_a_short_series():
     frames = np.stack([smooth(240, 320, seed=s).astype(np.uint8) for s in range(5)])
     mask = write_text(frames[3], TEXT, CORNER, 255)
