@@ -34,6 +34,7 @@ def ingest(
     Exit status: 0 all clean, 80 something was quarantined, 81 something could not be read.
     """
     from site_agent.deid.cli import execute, show
+    from site_agent.deid.engine import check
     from site_agent.deid.recipe import load_recipe
     from site_agent.vault import Vault
 
@@ -41,6 +42,7 @@ def ingest(
         raise MedsynxError(
             "source-invalid", f"{dataset!r} is not a data set name", hint="Use lower case letters, digits and dashes."
         )
+    check(src, dir / "vault")
     key = _key(dir)
     own = dir / "recipe.yaml"
     rules = load_recipe(recipe or (own if own.exists() else None))

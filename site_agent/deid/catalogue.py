@@ -78,6 +78,9 @@ class Catalogue:
 
     Args:
         path: created with mode 0600 when absent.
+
+    Raises:
+        MedsynxError: ``source-invalid`` when it is another kind of file, or read-only.
     """
 
     def __init__(self, path: Path) -> None:
@@ -86,7 +89,10 @@ class Catalogue:
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
         self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
         self._db.row_factory = sqlite3.Row
-        self._db.executescript(SCHEMA)
+        try:
+            self._db.executescript(SCHEMA)
+        except sqlite3.Error as error:
+            raise MedsynxError("source-invalid", f"{path} is no catalogue that can be written: {error}") from None
         self._db.execute("PRAGMA foreign_keys=ON")
         self._db.execute("PRAGMA secure_delete=ON")
 

@@ -105,9 +105,9 @@ def write(catalogue: Catalogue, root: Path, dataset: str, key: SiteKey, stem: st
         "value": private.sign(_canonical(body)).hex(),
     }
     signed = {"body": body, "signature": signature}
-    _replace(root / f"{stem}.json", json.dumps(signed, indent=1, sort_keys=True).encode())
+    write_private(root / f"{stem}.json", json.dumps(signed, indent=1, sort_keys=True).encode())
     page = root / f"{stem}.html"
-    _replace(page, _html(signed, catalogue.pictures(dataset)).encode())
+    write_private(page, _html(signed, catalogue.pictures(dataset)).encode())
     return page
 
 
@@ -146,11 +146,16 @@ def _canonical(body: dict[str, Any]) -> bytes:
     return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _replace(path: Path, data: bytes) -> None:
+def write_private(path: Path, data: bytes) -> None:
+    """Write a whole file with mode 0600, or none. Raises ``disk-full`` with what the disk says."""
     part = path.with_name(path.name + ".part")
-    with os.fdopen(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as f:
-        f.write(data)
-    part.replace(path)
+    try:
+        with os.fdopen(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as f:
+            f.write(data)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise MedsynxError("disk-full", f"{path} cannot be written: {error.strerror}") from None
 
 
 def _html(signed: dict[str, Any], pictures: list[dict[str, Any]]) -> str:

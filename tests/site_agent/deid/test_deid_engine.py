@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+import typer
 from pydicom.data import get_testdata_file
 
 from medsynx.errors import MedsynxError
 from site_agent.deid import engine
+from site_agent.deid.cli import deid as command
 from site_agent.deid.engine import Folder, run
 from site_agent.deid.keys import SiteKey
 from site_agent.deid.recipe import Recipe
@@ -291,6 +293,50 @@ def test_source_and_destination_inside_each_other_are_refused(src, tmp_path):
     for dst in (src / "out", src, tmp_path):
         with pytest.raises(MedsynxError, match="inside each other"):
             run_here([src], dst)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["map is a folder", "map in no folder", "map in src", "key in src", "dst in src", "src in dst", "empty", "no src"],
+)
+def test_a_wrong_path_is_refused_before_any_work(fault, src, tmp_path):
+    empty = tmp_path / "empty"
+    (empty / "also").mkdir(parents=True)
+    wrong = {
+        "map is a folder": {"map_file": tmp_path},
+        "map in no folder": {"map_file": tmp_path / "no" / "map.json"},
+        "map in src": {"map_file": src / "map.json"},
+        "key in src": {"key_file": src / "key"},
+        "dst in src": {"dst": src / "dst"},
+        "src in dst": {"dst": tmp_path},
+        "empty": {"src": empty},
+        "no src": {"src": tmp_path / "nothing"},
+    }[fault]
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(MedsynxError) as refused:
+        command(**{"src": src, "dst": tmp_path / "dst", "key_file": tmp_path / "new", **wrong})
+    assert refused.value.code == "source-invalid" and sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_destination_nobody_may_write_to_is_refused(src, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"x")
+    broken = tmp_path / "broken" / ".medsynx"
+    broken.mkdir(parents=True)
+    (broken / "catalogue.sqlite").write_bytes(b"no data base " * 100)
+    for dst in ("file", "broken"):
+        with pytest.raises(MedsynxError) as refused:
+            command(src=src, dst=tmp_path / dst, key_file=tmp_path / "new")
+        assert refused.value.code == "source-invalid"
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "dst")  # the tests may run as root
+    with pytest.raises(MedsynxError, match="no permission"):
+        run_here([src], tmp_path / "dst")
+
+
+def test_the_map_is_for_its_owner(src, tmp_path, key):
+    with pytest.raises(typer.Exit):
+        (src / "odd").write_bytes(b"\0")
+        command(src=src, dst=tmp_path / "dst", key_file=key, map_file=tmp_path / "map.json")
+    assert (tmp_path / "map.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_full_disk_stops_the_run_and_it_goes_on_later(src, tmp_path, monkeypatch):
