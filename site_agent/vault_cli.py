@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -107,7 +108,9 @@ def forget(
     context: typer.Context,
     what: Annotated[str, typer.Argument(help="A data set, a pseudonym (P-...), or a patient identifier.")],
     dir: Annotated[Path | None, typer.Option("--dir", help="The site's folder.")] = None,
-    issuer: Annotated[str, typer.Option(help="Issuer of the patient identifier, where DICOM names one.")] = "",
+    issuer: Annotated[
+        str, typer.Option(help="Issuer of the patient identifier; none and those of the recipes when omitted.")
+    ] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete a data set, or withdraw one patient from all of them for good."""
@@ -120,14 +123,17 @@ def forget(
             typer.confirm(f"Delete data set {what}?", abort=True)
         typer.echo(f"deleted {what}: {vault.forget_dataset(what):,} files")
         return
-    patient = what if re.fullmatch(r"P-[0-9A-F]{20}", what) else key.pseudonym(issuer, what)
+    named = re.fullmatch(r"P-[0-9A-F]{20}", what)
+    patients = [what] if named else [key.pseudonym(i, what) for i in ([issuer] if issuer else vault.issuers())]
     if not yes:
-        typer.confirm(f"Withdraw patient {patient} from every data set?", abort=True)
-    touched = vault.forget_patient(patient, key)
+        typer.confirm(f"Withdraw patient {' = '.join(patients)} from every data set?", abort=True)
+    touched = Counter[str]()
+    for patient in patients:
+        touched.update(vault.forget_patient(patient, key))
     for dataset, files in touched.items():
         typer.echo(f"{dataset}: {files:,} files deleted or rewritten, report signed anew")
     if not touched:
-        typer.echo(f"no file of {patient} is in the vault; it will not be let in", err=True)
+        typer.echo(f"no file of {' = '.join(patients)} is in the vault; it will not be let in", err=True)
 
 
 def _key(site: Path) -> SiteKey:

@@ -69,6 +69,7 @@ def build(catalogue: Catalogue, root: Path, dataset: str, key: SiteKey) -> dict[
             notes[note["face"]] += 1
         if f["kind"] == "table":
             tables.append({k: note[k] for k in ("rows", "columns", "small_cells")})
+    notes["issuer_missing"] = catalogue.issuer_missing(dataset)
     totals = catalogue.totals(dataset)
     listing = "".join(f"{name} {digest}\n" for name, digest in sorted(files.items()))
     return {
@@ -86,7 +87,7 @@ def build(catalogue: Catalogue, root: Path, dataset: str, key: SiteKey) -> dict[
         "reasons": dict(reasons.most_common()),
         "actions": dict(actions.most_common()),
         "kept": dict(sorted(kept.items())),
-        "notes": dict(notes),
+        "notes": dict(+notes),
         "tables": tables,
         "recipe": {"digest": row["recipe_digest"], **json.loads(row["recipe"])},
         "profile": row["edition"],

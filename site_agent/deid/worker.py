@@ -145,7 +145,11 @@ class Worker:
         entry.actions, entry.kept, entry.notes = cleaned.actions, cleaned.kept, cleaned.notes
         entry.pictures = [(caption, _png(before), _png(after)) for caption, before, after in cleaned.pictures]
         if patient:
-            entry.patient, entry.marks = patient.pseudonym, patient.marks
+            entry.patient, entry.marks = patient.pseudonym, dict(patient.marks)
+            if cleaned.kind == "dicom":
+                bare = patient.pseudonym == self.key.pseudonym("", patient.identifier)
+                mark = self.key.mac("mark", "identifier", patient.identifier).hex()[:16]
+                entry.marks["bare-id" if bare else "id"] = mark
             if self.recipe.keep_mapping:
                 entry.sealed = seal(self.key, patient.identifier)
         else:

@@ -392,6 +392,40 @@ def test_one_identifier_with_two_people_takes_all_its_files_back(tmp_path):
     assert len(files_of(tmp_path / "dst")) == 1 and tally.outputs["0.dcm"] is None
 
 
+PEOPLE = [
+    ([("19500612", "Kyvorelat^A"), ("", "Zanofidum^B")], 2),
+    ([("", "Kyvorelat^A"), ("", "Zanofidum^B")], 2),
+    ([("19500612", "Kyvorelat^Ann"), ("19720101", "Kyvorelat^Ann")], 2),
+    ([("19500612", "Kyvorelat^Ann"), ("19500612", "Zanofidum^Bert")], 0),
+    ([("19500612", "Kyvorelat^Ann"), ("19500612", "Zanofidum^Bert"), ("", "Zanofidum^Carl")], 0),
+    ([("19500612", "Kyvorelat^Ann"), ("", "KYVORELAT")], 0),
+    ([("19500612", "Kyvorelat^Ann"), ("", ""), ("19500612", "")], 0),
+]
+
+
+@pytest.mark.parametrize(("people", "refused"), PEOPLE)
+def test_two_people_are_told_apart_by_birth_or_by_name(people, refused, tmp_path):
+    src = tmp_path / "src"
+    src.mkdir()
+    for i, (birth, name) in enumerate(people):
+        ds = image(smooth(64, 64, seed=i).astype(np.uint8), PatientBirthDate=birth, SOPInstanceUID=f"1.2.{i}")
+        ds.PatientName = name
+        (src / f"{i}.dcm").write_bytes(to_bytes(ds))
+    assert run_here([src], tmp_path / "dst").reasons["two-patients"] == refused
+
+
+def test_an_identifier_with_and_without_an_issuer_is_told(src, tmp_path):
+    from site_agent.deid.report import build
+
+    for i, issuer in enumerate(("", "NORTH", "SOUTH")):
+        ds = read_test_file("CT_small.dcm")
+        ds.PatientID, ds.IssuerOfPatientID, ds.SOPInstanceUID = "A1" if issuer != "SOUTH" else "Z9", issuer, f"1.3.{i}"
+        (src / f"{i}.dcm").write_bytes(to_bytes(ds))
+    place = Folder(tmp_path / "dst")
+    run([src], place, "files", KEY, NO_PIXELS)
+    assert build(place.catalogue, place.root, "files", KEY)["notes"]["issuer_missing"] == 1
+
+
 def test_what_one_file_of_a_patient_hides_another_may_not_show(tmp_path, monkeypatch):
     """The name is in one file's headers and, through a hole made for this test, in the other's text."""
     src = tmp_path / "src"

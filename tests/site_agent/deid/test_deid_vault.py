@@ -195,3 +195,15 @@ def test_the_report_can_be_read_in_a_browser(filled, tmp_path):
     picture = np.asarray(Image.open(shot).convert("RGB"))
     red = (np.abs(picture.astype(int) - (190, 40, 40)).max(axis=-1) < 12).sum()
     assert picture.shape[1] == 1100 and red > 100 and len(np.unique(picture)) > 50
+
+
+def test_a_withdrawal_knows_the_issuers_of_the_recipes(site, tmp_path):
+    (tmp_path / "study.json").write_text(json.dumps(STUDY))
+    (tmp_path / "table.csv").write_text(frame().to_csv(index=False))
+    key, vault = SiteKey(SiteFolder(site).key()), Vault(site)
+    recipe = Recipe(default_issuer="NORTH", table=TableRules(study=tmp_path / "study.json"))
+    run([tmp_path / "table.csv"], vault, "first", key, recipe, jobs=1)
+    vault.sign("first", key)
+    done = medsynx("site", "forget", "X5", "--dir", site, "--yes")
+    assert done.returncode == 0 and "first: 1 files" in done.stdout, done.stderr
+    assert {key.pseudonym(issuer, "X5") for issuer in ("", "NORTH")} == vault.catalogue.withdrawn()
