@@ -96,8 +96,9 @@ def show(
     typer.echo(
         f"{name}: {files['patients']:,} patients, {files['clean']:,} of {files['in']:,} files clean; report valid, {body['at']}"
     )
-    for kind, n in body["kinds"].items():
-        typer.echo(f"  {n:,} {kind}")
+    for kind, modalities in body["kinds"].items():
+        for modality, n in modalities.items():
+            typer.echo(f"  {n:,} {kind} {modality}".rstrip())
     for reason, n in body["reasons"].items():
         typer.secho(f"  {n:,} {reason}: {REASONS[reason]}", fg="yellow")
     typer.echo(f"report: {vault.root / 'reports' / name}.html")

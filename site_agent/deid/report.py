@@ -48,7 +48,7 @@ def build(catalogue: Catalogue, root: Path, dataset: str, key: SiteKey) -> dict[
     reasons: Counter[str] = Counter()
     kept: Counter[str] = Counter()
     actions: Counter[str] = Counter()
-    kinds: Counter[str] = Counter()
+    kinds: dict[str, Counter[str]] = {}  # kind of file -> modality, '' where none is stated -> files
     notes: Counter[str] = Counter()
     tables: list[dict[str, Any]] = []
     files: dict[str, str] = {}
@@ -59,7 +59,7 @@ def build(catalogue: Catalogue, root: Path, dataset: str, key: SiteKey) -> dict[
         if f["verdict"] != "clean":
             continue
         files[f["output"]] = f["sha256"]
-        kinds[f["modality"] or f["kind"]] += 1
+        kinds.setdefault(f["kind"], Counter())[f["modality"] or ""] += 1
         changed += f["changed"]
         kept.update(json.loads(f["kept"]))
         actions.update(json.loads(f["actions"]))
@@ -68,7 +68,7 @@ def build(catalogue: Catalogue, root: Path, dataset: str, key: SiteKey) -> dict[
         if note.get("face"):
             notes[note["face"]] += 1
         if f["kind"] == "table":
-            tables.append({k: note[k] for k in ("rows", "columns", "small_cells")})
+            tables.append({k: note[k] for k in ("rows", "columns", "small_cells", "emptied")})
     notes["issuer_missing"] = catalogue.issuer_missing(dataset)
     totals = catalogue.totals(dataset)
     listing = "".join(f"{name} {digest}\n" for name, digest in sorted(files.items()))
@@ -83,7 +83,7 @@ def build(catalogue: Catalogue, root: Path, dataset: str, key: SiteKey) -> dict[
         },
         "outputs": len(files),
         "outputs_sha256": hashlib.sha256(listing.encode()).hexdigest(),
-        "kinds": dict(kinds.most_common()),
+        "kinds": {kind: dict(modalities.most_common()) for kind, modalities in kinds.items()},
         "reasons": dict(reasons.most_common()),
         "actions": dict(actions.most_common()),
         "kept": dict(sorted(kept.items())),
