@@ -88,7 +88,6 @@ class Worker:
             raise Quarantine("empty")
         head = data[:132]
         from site_agent.deid.dicom import clean_dicom, looks_like_dicom
-        from site_agent.deid.nifti import clean_nifti, looks_like_nifti, unpack
 
         if head[128:132] == b"DICM":
             return clean_dicom(data, self.recipe, self.profile, self.key)
@@ -96,6 +95,8 @@ class Worker:
 
         if looks_like_picture(head):
             return clean_picture(data, source.name, self.recipe, self.key)
+        from site_agent.deid.nifti import clean_nifti, looks_like_nifti, unpack
+
         begin = _unpacked_head(data) if head[:2] == b"\x1f\x8b" else data[:540]
         if looks_like_nifti(begin):
             return clean_nifti(data, source.name, self.recipe, self.key)

@@ -474,3 +474,15 @@ def test_every_shipped_file_ends_clean_or_with_a_reason(tmp_path, key):
 def test_source_reads_only(src):
     source = next(find([src]))
     assert isinstance(source, Source) and source.read()[128:132] == b"DICM"
+
+
+def test_dicom_alone_does_not_load_what_volumes_need(src, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from site_agent.deid.worker import Worker, Settings\n"
+        "from site_agent.deid.keys import SiteKey; from site_agent.deid.recipe import Recipe; from site_agent.deid.sources import find\n"
+        "worker = Worker(Settings(SiteKey(b'x' * 32), Recipe(clean_pixel_data=False), Path(sys.argv[2])))\n"
+        "assert worker.run(next(find([Path(sys.argv[1])])), 'mac').entry.verdict == 'clean'\n"
+        "print(sorted({'SimpleITK', 'nibabel', 'onnxruntime', 'pandas', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(src), str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
