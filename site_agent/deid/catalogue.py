@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS file (
   actions TEXT NOT NULL DEFAULT '{}', kept TEXT NOT NULL DEFAULT '{}', notes TEXT NOT NULL DEFAULT '{}', at TEXT NOT NULL,
   UNIQUE (dataset, source));
 CREATE INDEX IF NOT EXISTS file_content ON file (dataset, content);
+CREATE INDEX IF NOT EXISTS file_output ON file (output);
 CREATE INDEX IF NOT EXISTS file_patient ON file (dataset, patient);
 CREATE TABLE IF NOT EXISTS row_patient (
   file INTEGER NOT NULL REFERENCES file(id) ON DELETE CASCADE, patient TEXT NOT NULL, PRIMARY KEY (file, patient));
@@ -40,6 +41,7 @@ CREATE TABLE IF NOT EXISTS mark (
 CREATE INDEX IF NOT EXISTS mark_file ON mark (file, kind);
 CREATE TABLE IF NOT EXISTS picture (
   file INTEGER NOT NULL REFERENCES file(id) ON DELETE CASCADE, caption TEXT NOT NULL, before BLOB NOT NULL, after BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS picture_file ON picture (file);
 CREATE TABLE IF NOT EXISTS mapping (dataset TEXT NOT NULL REFERENCES dataset(name) ON DELETE CASCADE, patient TEXT NOT NULL, sealed BLOB NOT NULL,
   PRIMARY KEY (dataset, patient));
 CREATE TABLE IF NOT EXISTS withdrawn (patient TEXT PRIMARY KEY, at TEXT NOT NULL);

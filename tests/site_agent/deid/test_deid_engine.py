@@ -486,3 +486,28 @@ def test_dicom_alone_does_not_load_what_volumes_need(src, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, str(src), str(tmp_path)], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_no_question_to_the_catalogue_reads_all_of_it(tmp_path):
+    """Each is asked once a file: a scan would make a run of n files cost n * n."""
+    catalogue = Folder(tmp_path / "dst").catalogue
+    asked = []
+    catalogue._db.set_trace_callback(asked.append)
+    (
+        catalogue.done("files", "s"),
+        catalogue.same_content("files", "c"),
+        catalogue.owner_of("files", "o"),
+        catalogue.references("o"),
+    )
+    catalogue.remove_files([1])
+    catalogue._db.set_trace_callback(None)
+    plans = [
+        r[3]
+        for q in asked
+        if q.startswith(("SELECT", "DELETE"))
+        for r in catalogue._db.execute("EXPLAIN QUERY PLAN " + q)
+    ]
+    assert len(plans) >= 5 and not [p for p in plans if p.startswith("SCAN") or "(dataset=?)" in p]
+    for table in ("mark", "picture", "row_patient"):  # rows that hang on a file go with it
+        plan = list(catalogue._db.execute(f"EXPLAIN QUERY PLAN DELETE FROM {table} WHERE file = 1"))
+        assert "SEARCH" in plan[0][3]
