@@ -97,19 +97,6 @@ def check_parts(data: bytes, most: int) -> None:
         raise Quarantine("damaged", type(error).__name__) from None
 
 
-def inflated(data: bytes, limit: int) -> bytes:
-    """A raw deflate stream (RFC 1951), as in deflated DICOM. Raises Quarantine: ``too-large`` beyond ``limit`` bytes, or ``damaged``."""
-    unpack = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        out = unpack.decompress(data, limit)
-        if unpack.unconsumed_tail or not unpack.eof:
-            more = unpack.decompress(unpack.unconsumed_tail, 1)
-            raise Quarantine("too-large" if more else "damaged", "deflated data")
-    except zlib.error as error:
-        raise Quarantine("damaged", type(error).__name__) from None
-    return out
-
-
 def find(roots: list[Path]) -> Iterator[Source]:
     """Every file below the roots, in a stable order.
 
