@@ -235,13 +235,13 @@ def readings(grey: Picture, line: Line) -> Iterator[tuple[str, float]]:
 
 
 def _readable(grey: Picture, line: Line, *, large: bool = False) -> bool:
-    sure, least = (SURE, 3) if large else (RECOGNITION, 2)
+    sure, least = (SURE, 3) if large or line.slanted else (RECOGNITION, 2)
     return any(score >= sure and _letters(text) >= least for text, score in readings(grey, line))
 
 
-def _letters(text: str) -> int:
-    """Letters and digits; an ideograph is a word."""
-    return sum(c.isalnum() + 2 * (unicodedata.category(c) == "Lo") for c in text)
+def _letters(text: str) -> float:
+    """Letters and digits; two ideographs are a name, and one alone is what the recogniser makes of anatomy."""
+    return sum(c.isalnum() * (1.5 if unicodedata.category(c) == "Lo" else 1) for c in text)
 
 
 def _inside(a: Box, b: Box) -> bool:

@@ -328,6 +328,7 @@ def test_bits_above_those_stored_are_quarantined():
     assert refused.value.reason == "overlay-embedded"
 
 
-def test_one_ideograph_is_a_word():
+def test_two_ideographs_are_a_name():
     """No font with ideographs is at hand: what counts as readable is tested on the recogniser's answer."""
-    assert textfinder._letters("田") >= 2 and textfinder._letters("Ö1") == 2 and textfinder._letters(".-|") == 0
+    assert textfinder._letters("田中") >= 3 > 2 > textfinder._letters("口") and textfinder._letters("Ö1") == 2
+    assert textfinder._letters(".-|") == 0
