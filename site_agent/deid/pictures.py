@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps
 
 from site_agent.deid.keys import SiteKey
 from site_agent.deid.model import Cleaned
@@ -24,6 +24,8 @@ from site_agent.deid.textfinder import Box, find_text, to_picture
 FORMATS = {"PNG": ".png", "JPEG": ".jpg", "TIFF": ".tif"}
 MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*")
 LARGEST = 200_000_000  # pixels
+ORIENTATION = 0x0112
+SRGB = ImageCms.createProfile("sRGB")
 MODES = frozenset({"1", "L", "RGB", "RGBA", "LA", "P", "I;16", "I;16B", "I", "F"})
 
 
@@ -38,8 +40,8 @@ def clean_picture(data: bytes, source: str, recipe: Recipe, key: SiteKey) -> Cle
     image = _open(data)
     form = str(image.format)
     _harvest(image, needles, actions)
-    if image.mode == "P":
-        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    stream = form == "JPEG" and image.mode in ("L", "RGB")
+    image, turned = _as_seen(image, actions)
     samples = np.array(image)
     boxes: list[Box] = []
     pictures: list[Any] = []
@@ -48,7 +50,7 @@ def clean_picture(data: bytes, source: str, recipe: Recipe, key: SiteKey) -> Cle
         if boxes:
             pictures = [(f"{len(boxes)} regions blanked", before, thumbnail(_views(samples)[0]))]
             actions["text blanked"] = len(boxes)
-    if form == "JPEG" and not boxes and image.mode in ("L", "RGB"):
+    if stream and not boxes and not turned:
         try:
             out, suffix = strip_jpeg(data), ".jpg"  # the code stream itself: no second loss
         except ValueError:
@@ -83,6 +85,8 @@ def _open(data: bytes) -> Image.Image:
                 raise Quarantine("too-large", "picture")
             if getattr(image, "n_frames", 1) > 1 or image.mode not in MODES:
                 raise Quarantine("picture-unusual", f"{getattr(image, 'n_frames', 1)} pages, mode {image.mode}")
+            if image.mode not in ("I;16", "I;16B", "I", "F") and _bits(image, data) > 8:
+                raise Quarantine("picture-unusual", "colours of more than 8 bits, which would be cut")
             image.load()
     except (Image.DecompressionBombWarning, Image.DecompressionBombError, MemoryError):
         raise Quarantine("too-large", "picture") from None
@@ -91,6 +95,53 @@ def _open(data: bytes) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise many kinds
         raise Quarantine("damaged", type(error).__name__) from None
     return image
+
+
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Bits of a sample in the file; Pillow reads 16-bit colours as 8."""
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(258, (1,)))  # type: ignore[attr-defined]
+    return data[24] if image.format == "PNG" else 8  # IHDR is the first chunk
+
+
+def _as_seen(image: Image.Image, actions: Counter[str]) -> tuple[Image.Image, bool]:
+    """What a viewer makes of palette, orientation and colour profile, since none of them is written; and whether samples changed."""
+    if image.mode == "P":
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    changed = False
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        image, changed = ImageOps.exif_transpose(image), True
+        actions["turned as its EXIF says"] += 1
+    data = image.info.get("icc_profile")
+    if not data:
+        return image, changed
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        if {"RGB": "RGB", "RGBA": "RGB", "L": "GRAY"}.get(image.mode) != profile.profile.xcolor_space.strip():
+            actions["profile of other colours dropped, samples kept"] += (
+                1  # a viewer could not apply it; 16 bits stay exact
+            )
+            return image, changed
+        if image.mode == "L" or not _is_srgb(profile):
+            image, changed = _converted(image, profile, image.mode), True
+            actions["colours converted to sRGB"] += 1
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        raise Quarantine("picture-unusual", "its colour profile cannot be applied") from None
+    return image, changed
+
+
+def _converted(image: Image.Image, profile: ImageCms.ImageCmsProfile, mode: str) -> Image.Image:
+    out = ImageCms.profileToProfile(image, profile, SRGB, outputMode="RGB" if mode == "L" else mode)
+    assert out is not None  # None means in place
+    return out.getchannel(0) if mode == "L" else out
+
+
+def _is_srgb(profile: ImageCms.ImageCmsProfile) -> bool:
+    """Whether a lattice of colours comes back the same: then the samples, and a JPEG's code stream, can stay."""
+    steps = np.linspace(0, 255, 9).round().astype(np.uint8)
+    lattice = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(27, 27, 3)
+    back = np.array(_converted(Image.fromarray(lattice), profile, "RGB"))
+    return int(np.abs(back.astype(int) - lattice).max()) <= 1
 
 
 def _harvest(image: Image.Image, needles: Needles, actions: Counter[str]) -> None:

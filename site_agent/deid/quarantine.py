@@ -40,6 +40,7 @@ REASONS: dict[str, str] = {
     "picture-unusual": "The picture has several pages or a form we cannot write back.",
     "table-undeclared": "No column of the table is in the study's dictionary.",
     "free-text": "A column holds free text and the recipe does not name it.",
+    "age-unit": "An age column goes beyond 150 and neither its name nor its title in the dictionary says in which unit.",
     "patient-column": "The table's patient column is missing or empty.",
     "identifier-in-column": "A declared column holds what looks like names, numbers of patients, mail or telephone.",
     "sidecar-unusual": "The sidecar is not a JSON object.",

@@ -20,7 +20,7 @@ from site_agent.deid.report import verify, write
 from site_agent.policy import Dataset, SiteFolder, SitePolicy
 from site_agent.vault import Vault
 from tests.site_agent.deid.helpers import FAMILY, KEY, image, medsynx, smooth, to_bytes, write_text
-from tests.site_agent.deid.test_deid_pictures_tables import STUDY, frame
+from tests.site_agent.deid.test_deid_tables import STUDY, frame
 
 
 @pytest.fixture
