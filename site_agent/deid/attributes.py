@@ -5,20 +5,16 @@ An attribute survives only when Table E.1-1 keeps or cleans it, or when it is no
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 from pydicom._uid_dict import UID_dictionary
 from pydicom.charset import python_encoding
-from pydicom.datadict import dictionary_VM, dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 
 from site_agent.deid.codes import is_public, meaning_of
@@ -27,12 +23,20 @@ from site_agent.deid.pixels import PIXELS
 from site_agent.deid.profile import Profile, attribute_type, resolve
 from site_agent.deid.reader import Needles
 from site_agent.deid.recipe import Recipe
+from site_agent.deid.values import (
+    BINARY,
+    PROSE,
+    SHAPES,
+    TEXT,
+    canonical,
+    has_declared_type,
+    number_text,
+    plain_srgb,
+    shift,
+    values_of,
+)
 from site_agent.deid.vocabulary import CONTROL, MOST_DIGITS, OLDEST, Vocabulary
 
-TEXT = frozenset({"LO", "SH", "ST", "LT", "UT", "UC", "AE", "CS"})
-NUMBERS = frozenset({"US", "SS", "UL", "SL", "UV", "SV", "FL", "FD", "AT"})
-PROSE = frozenset({"ST", "LT", "UT"})
-BINARY = frozenset({"OB", "OW", "OD", "OF", "OL", "OV", "UN"})
 #: binary values that are samples or geometry, not a place for text
 SAMPLES = frozenset(
     """PixelData FloatPixelData DoubleFloatPixelData ExtendedOffsetTable ExtendedOffsetTableLengths LUTData WaveformData WaveformPaddingValue
@@ -47,15 +51,6 @@ SAMPLES = frozenset(
 )
 #: identifying and not in the table
 EXTRA = frozenset({"PatientBirthDateInAlternativeCalendar", "PatientDeathDateInAlternativeCalendar"})
-#: numbers and times that are text on the wire: what does not have the shape of its type is text, and goes
-SHAPES = {
-    "IS": re.compile(r"[+-]?\d{1,12}"),
-    "DS": re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"),
-    "AS": re.compile(r"\d{3}[DWMY]"),
-    "TM": re.compile(r"\d{2}(:?\d{2}(:?\d{2}(\.\d{1,6})?)?)?"),
-    "UI": re.compile(r"[0-9.]{1,64}"),
-}
-DATE_TIME = re.compile(r"(\d{8})(\d{0,6}(?:\.\d{1,6})?)([+-]\d{4})?")
 #: defined terms that are numbers: compression standards, templates and context groups (PS3.16)
 NUMBERED_TERMS = {
     "LossyImageCompressionMethod": re.compile(r"ISO_\d{5}_\d{1,2}"),
@@ -77,38 +72,6 @@ class Trace:
     kept: Counter[str] = field(default_factory=Counter)
     dates: set[str] = field(default_factory=set)
     needles: Needles = field(default_factory=Needles)
-
-
-@cache
-def _srgb() -> bytes:
-    """An ICC profile without a maker, a text or a date of its own; real ones carry all three."""
-    from PIL import ImageCms
-
-    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    data[24:36] = bytes(12)  # date and time of creation (ICC.1, 7.2.8)
-    return bytes(data) + b"\0" * (len(data) % 2)
-
-
-def values_of(element: DataElement) -> list[Any]:
-    """The element's values as a list; empty when it has none."""
-    v = element.value
-    if v is None or (isinstance(v, str | bytes) and not v):
-        return []
-    return list(v) if isinstance(v, list | tuple | MultiValue) else [v]
-
-
-def shift(value: str, days: int) -> str | None:
-    """A DA or DT moved into the past, its time of day and zone kept; None when it is not a date."""
-    m = DATE_TIME.fullmatch(
-        value.strip().replace(".", "") if re.fullmatch(r"\d{4}\.\d\d\.\d\d", value.strip()) else value.strip()
-    )
-    if not m:
-        return None
-    try:
-        day = dt.datetime.strptime(m[1], "%Y%m%d") - dt.timedelta(days=days)
-    except (ValueError, OverflowError):
-        return None
-    return f"{day.year:04d}{day:%m%d}{m[2]}{m[3] or ''}"
 
 
 class Walk:
@@ -192,7 +155,7 @@ class Walk:
         if keyword in ("CodingSchemeDesignator", "CodeMeaning") and path and "CodeValue" in ds:
             return self._keep(e)
         if keyword == "ICCProfile":
-            e.value = _srgb()
+            e.value = plain_srgb()
             self.trace.actions["colour profile replaced by sRGB"] += 1
             return self._keep(e)
         if e.VR in BINARY and keyword not in SAMPLES:
@@ -338,9 +301,9 @@ class Walk:
     def _shaped(self, ds: Dataset, e: DataElement, path: tuple[str, ...]) -> None:
         if e.VR == "TM" and "retain_longitudinal_modified_dates" not in self.options:
             return self._blank(ds, e, path, "time removed")
-        if any(not SHAPES[e.VR].fullmatch(_number_text(v)) for v in values_of(e)):
+        if any(not SHAPES[e.VR].fullmatch(number_text(v)) for v in values_of(e)):
             return self._blank(ds, e, path, "value without the shape of its type removed")
-        numbers = [_number_text(v).lower() for v in values_of(e)]
+        numbers = [number_text(v).lower() for v in values_of(e)]
         if any(n in self.identifiers or canonical(n) in self._numbers for n in numbers):
             return self._blank(ds, e, path, "number equal to an identifier removed")
         if e.VR == "IS" and e.keyword.endswith("Number") and any(len(n.strip("+-0")) > MOST_DIGITS for n in numbers):
@@ -437,26 +400,3 @@ class Walk:
                     needles.add_text(str(v))
             elif e.VR == "PN" or e.VR not in ("UI", "DS", "IS", "TM", "US", "SS", "UL", "SL", "FL", "FD", "AT"):
                 needles.add_text(str(v))
-
-
-def canonical(number: str) -> str:
-    """A number without what a spelling adds: leading zeros, a decimal point with zeros, a sign; empty when it is not one."""
-    m = re.fullmatch(r"[+-]?0*([0-9]+)(\.0*)?", number.strip())
-    return m[1] if m else ""
-
-
-def has_declared_type(e: DataElement) -> bool:
-    """Whether a public element has a VR and, for binary numbers, a count of values that PS3.6 gives it; texts may stand in for each other."""
-    declared = dictionary_VR(e.tag).split(" or ")
-    if e.VR in declared:
-        if e.VR not in NUMBERS:
-            return True
-        most = re.search(r"(\d+|n)$", dictionary_VM(e.tag))
-        return most is None or most[1] == "n" or len(values_of(e)) <= int(most[1])
-    words = TEXT | frozenset({"IS", "DS"})
-    return e.VR in words and bool(words & set(declared))
-
-
-def _number_text(value: Any) -> str:
-    """The text a number was read from."""
-    return str(getattr(value, "original_string", value)).strip("\0 ")

@@ -19,7 +19,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medsynx import __version__
-from site_agent.deid.attributes import Walk, shift
+from site_agent.deid.attributes import Walk
 from site_agent.deid.keys import SiteKey
 from site_agent.deid.model import Cleaned, Patient
 from site_agent.deid.pixels import PixelResult, clean_pixels
@@ -27,6 +27,7 @@ from site_agent.deid.profile import Profile, attribute_type, edition, known_sop_
 from site_agent.deid.quarantine import Quarantine
 from site_agent.deid.reader import WORDS, Needles
 from site_agent.deid.recipe import OPTION_CODES, Recipe
+from site_agent.deid.values import shift
 from site_agent.deid.vocabulary import OLDEST
 
 config.settings.reading_validation_mode = config.IGNORE  # values are judged by Walk, which must see them as they are

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from site_agent.deid import jpeg12
 from site_agent.deid.quarantine import Quarantine
+from site_agent.deid.regions import known_regions, overlap
 from site_agent.deid.streams import strip_frame
 from site_agent.deid.textfinder import Box, Picture, find_text, to_picture, to_pictures
 
@@ -81,7 +79,7 @@ def clean_pixels(ds: Dataset, *, site_rules: str = "", blank: bool = True) -> Pi
         return result
     radiographic = sop_class in RADIOGRAPHIC
     found = [b for picture in _pictures(ds, frames) for b in find_text(picture, radiographic=radiographic)]
-    regions, result.rule = _rule_boxes(ds, rows, columns, site_rules, found)
+    regions, result.rule = known_regions(ds, rows, columns, site_rules, found)
     boxes = regions + list(dict.fromkeys(found))
     if not boxes:
         return result
@@ -311,12 +309,7 @@ def covered(box: Box, seen: list[Box]) -> bool:
     """Whether a detection is only the edge or inside of a box already black."""
     x0, y0, x1, y1 = box
     area = max(1, (x1 - x0) * (y1 - y0))
-    return any(_overlap(box, b) >= 0.7 * area for b in seen)
-
-
-def _overlap(a: Box, b: Box) -> int:
-    """Pixels two boxes share."""
-    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    return any(overlap(box, b) >= 0.7 * area for b in seen)
 
 
 def covered_in_red(picture: Picture, mask: NDArray[np.bool_]) -> Picture:
@@ -333,79 +326,3 @@ def thumbnail(picture: Picture, longest: int = 320) -> Picture:
     scale = min(1.0, longest / max(picture.shape[:2]))
     size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
     return cv2.resize(np.ascontiguousarray(picture), size, interpolation=cv2.INTER_AREA).astype(np.uint8)
-
-
-# -- rules
-
-
-@cache
-def _device_rules(text: str) -> Any:
-    """deid's regions by device, with a site's own behind them; only rules that name a region."""
-    import tempfile
-    from pathlib import Path
-
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        from deid.config import DeidRecipe
-        from deid.logger import bot
-
-        bot.level = -5
-        recipes = [DeidRecipe(deid="dicom")]
-        if text:
-            with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / "deid.site"
-                file.write_text(text, "utf-8")
-                recipes.append(DeidRecipe(deid=str(file), base=False))
-    for recipe in recipes:
-        for name, rules in list(recipe.deid["filter"].items()):
-            recipe.deid["filter"][name] = [r for r in rules if r.get("coordinates")]
-            if not recipe.deid["filter"][name]:
-                del recipe.deid["filter"][name]
-    return recipes
-
-
-def _rule_boxes(ds: Dataset, rows: int, columns: int, site_rules: str, found: list[Box]) -> tuple[list[Box], str]:
-    """Regions known to carry text: deid's regions by device, and everything outside the ultrasound regions once any text was found there."""
-    boxes: list[Box] = []
-    regions = ds.get("SequenceOfUltrasoundRegions")
-    if regions and str(ds.get("Modality", "")) == "US":
-        inner = [_region(r) for r in regions]
-        if all(r is not None and 0 <= r[0] < r[2] <= columns and 0 <= r[1] < r[3] <= rows for r in inner):
-            top = min(r[1] for r in inner if r)
-            bottom = max(r[3] for r in inner if r)
-            left = min(r[0] for r in inner if r)
-            right = max(r[2] for r in inner if r)
-            boxes += [
-                (0, 0, columns, top),
-                (0, bottom, columns, rows),
-                (0, top, left, bottom),
-                (right, top, columns, bottom),
-            ]
-            outside = [b for b in boxes if b[2] > b[0] and b[3] > b[1]]
-            if any(_overlap(f, b) for f in found for b in outside):
-                return outside, "outside the ultrasound regions"
-            boxes = []
-    from deid.dicom.pixels.detect import has_burned_pixels
-
-    for recipe in _device_rules(site_rules):
-        for hit in has_burned_pixels(ds, deid=recipe)["results"]:
-            for _, text in hit["coordinates"]:
-                try:
-                    x0, y0, x1, y1 = (int(float(v)) for v in str(text).split(","))
-                except ValueError:
-                    continue
-                box = (max(0, x0), max(0, y0), min(columns, x1), min(rows, y1))
-                if box[2] > box[0] and box[3] > box[1]:
-                    boxes.append(box)
-    return boxes, "region of the device" if boxes else ""
-
-
-def _region(region: Dataset) -> Box | None:
-    try:
-        return (
-            int(region.RegionLocationMinX0),
-            int(region.RegionLocationMinY0),
-            int(region.RegionLocationMaxX1) + 1,
-            int(region.RegionLocationMaxY1) + 1,
-        )
-    except (AttributeError, TypeError, ValueError):
-        return None

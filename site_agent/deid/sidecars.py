@@ -9,7 +9,6 @@ from typing import Any
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
-from site_agent.deid.attributes import SHAPES, shift
 from site_agent.deid.keys import SiteKey
 from site_agent.deid.model import Cleaned
 from site_agent.deid.naming import needles_of, output_name, patient_of
@@ -17,6 +16,7 @@ from site_agent.deid.profile import Profile
 from site_agent.deid.quarantine import Quarantine
 from site_agent.deid.reader import Needles
 from site_agent.deid.recipe import Recipe
+from site_agent.deid.values import SHAPES, shift
 from site_agent.deid.vocabulary import Vocabulary
 
 DEPTH = 8
