@@ -95,7 +95,8 @@ def _shows_nothing(volume: NDArray[Any], spacing: NDArray[Any], placed: bool) ->
     side = sorted(volume.shape)[1] < FEWEST_SAMPLES
     if (side and volume.size < FEWEST_SAMPLES**3) or float(volume.max()) <= float(volume.min()):
         return True
-    return placed and sorted(spacing * volume.shape)[1] < SMALLEST_VIEW
+    # a view of single samples is no view: a head may be folded into one long row
+    return placed and min(volume.shape) >= 3 and float(sorted(spacing * volume.shape)[1]) < SMALLEST_VIEW
 
 
 def _looks_like_ct(volume: NDArray[Any]) -> bool:

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from site_agent.deid.faces import Verdict, find_face
+from site_agent.deid.faces import FEWEST_SAMPLES, Verdict, find_face
 from site_agent.deid.keys import SiteKey
 from site_agent.deid.model import Cleaned
 from site_agent.deid.naming import needles_of, output_name, patient_of
@@ -116,6 +116,8 @@ def _without_face(
     voxels: NDArray[Any], layout: Layout
 ) -> tuple[Verdict, bool, list[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]]:
     """Empty the face of a volume in place. Returns the verdict, whether it looks like CT, and pictures for the report."""
+    if min((*layout.shape, 1, 1)[:3]) < 3 and voxels.size >= FEWEST_SAMPLES**3:
+        raise Quarantine("head-uncertain", "single sections, or space along another dimension")
     steps = _steps(layout)
     volume = _seen(voxels, steps)
     slope, inter = layout.scale or (1.0, 0.0)

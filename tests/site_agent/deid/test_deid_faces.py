@@ -163,6 +163,17 @@ def test_one_section_of_a_head_is_quarantined(mean_head):
         assert refusal(nib.Nifti1Image(section.astype(np.int16), affine)) == "head-uncertain"
 
 
+@pytest.mark.parametrize("shape", [(-1, 1, 1), (88, 1, 1, -1), (88, 128, 1, -1), (1, 1, 1, -1)])
+def test_a_head_in_other_dimensions_is_quarantined(mean_head, shape):
+    volume, _, affine = mean_head
+    small = volume[::2, ::2, ::2] if shape[0] == -1 else volume  # NIfTI-2 counts further, and nobody would look
+    folded = small.astype(np.int16).reshape(shape, order="F")
+    raw = nib.Nifti2Image(folded, affine).to_bytes()
+    with pytest.raises(Quarantine) as refused:
+        clean_nifti(raw, "scan.nii", Recipe(), KEY)
+    assert refused.value.reason == "head-uncertain"
+
+
 def test_what_reaches_past_the_template_goes_too(mean_head):
     """A chin and a nose beyond the template's own field of view."""
     large, _, affine = shouldered(*mean_head)
