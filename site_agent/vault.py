@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,13 @@ class Vault:
             self.sign(dataset, key)
         return touched
 
+    def issuers(self) -> list[str]:
+        """Under which issuers a bare patient identifier may have come in: none, and those the recipes of the data sets name."""
+        recipes = [json.loads(d["recipe"]) for d in self.catalogue.datasets()]
+        return sorted({"", *(r.get("default_issuer", "") for r in recipes), *(r["table"]["issuer"] for r in recipes)})
+
     def _rewrite(self, row: dict[str, Any], patient: str) -> bool:
         """A table without one patient's rows; False when nothing would be left."""
-        import json
-
         path = self.root / row["output"]
         column = json.loads(row["notes"]).get("patient_column")
         data = without_patient(path.read_bytes(), path.suffix, column, patient)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,6 +35,7 @@ def ingest(
     Exit status: 0 all clean, 80 something was quarantined, 81 something could not be read.
     """
     from site_agent.deid.cli import execute, show
+    from site_agent.deid.engine import check
     from site_agent.deid.recipe import load_recipe
     from site_agent.vault import Vault
 
@@ -41,6 +43,7 @@ def ingest(
         raise MedsynxError(
             "source-invalid", f"{dataset!r} is not a data set name", hint="Use lower case letters, digits and dashes."
         )
+    check(src, dir / "vault")
     key = _key(dir)
     own = dir / "recipe.yaml"
     rules = load_recipe(recipe or (own if own.exists() else None))
@@ -93,8 +96,9 @@ def show(
     typer.echo(
         f"{name}: {files['patients']:,} patients, {files['clean']:,} of {files['in']:,} files clean; report valid, {body['at']}"
     )
-    for kind, n in body["kinds"].items():
-        typer.echo(f"  {n:,} {kind}")
+    for kind, modalities in body["kinds"].items():
+        for modality, n in modalities.items():
+            typer.echo(f"  {n:,} {kind} {modality}".rstrip())
     for reason, n in body["reasons"].items():
         typer.secho(f"  {n:,} {reason}: {REASONS[reason]}", fg="yellow")
     typer.echo(f"report: {vault.root / 'reports' / name}.html")
@@ -105,7 +109,9 @@ def forget(
     context: typer.Context,
     what: Annotated[str, typer.Argument(help="A data set, a pseudonym (P-...), or a patient identifier.")],
     dir: Annotated[Path | None, typer.Option("--dir", help="The site's folder.")] = None,
-    issuer: Annotated[str, typer.Option(help="Issuer of the patient identifier, where DICOM names one.")] = "",
+    issuer: Annotated[
+        str, typer.Option(help="Issuer of the patient identifier; none and those of the recipes when omitted.")
+    ] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete a data set, or withdraw one patient from all of them for good."""
@@ -118,14 +124,17 @@ def forget(
             typer.confirm(f"Delete data set {what}?", abort=True)
         typer.echo(f"deleted {what}: {vault.forget_dataset(what):,} files")
         return
-    patient = what if re.fullmatch(r"P-[0-9A-F]{20}", what) else key.pseudonym(issuer, what)
+    named = re.fullmatch(r"P-[0-9A-F]{20}", what)
+    patients = [what] if named else [key.pseudonym(i, what) for i in ([issuer] if issuer else vault.issuers())]
     if not yes:
-        typer.confirm(f"Withdraw patient {patient} from every data set?", abort=True)
-    touched = vault.forget_patient(patient, key)
+        typer.confirm(f"Withdraw patient {' = '.join(patients)} from every data set?", abort=True)
+    touched = Counter[str]()
+    for patient in patients:
+        touched.update(vault.forget_patient(patient, key))
     for dataset, files in touched.items():
         typer.echo(f"{dataset}: {files:,} files deleted or rewritten, report signed anew")
     if not touched:
-        typer.echo(f"no file of {patient} is in the vault; it will not be let in", err=True)
+        typer.echo(f"no file of {' = '.join(patients)} is in the vault; it will not be let in", err=True)
 
 
 def _key(site: Path) -> SiteKey:

@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS row_patient (
   file INTEGER NOT NULL REFERENCES file(id) ON DELETE CASCADE, patient TEXT NOT NULL, PRIMARY KEY (file, patient));
 CREATE TABLE IF NOT EXISTS mark (
   file INTEGER NOT NULL REFERENCES file(id) ON DELETE CASCADE, patient TEXT NOT NULL, kind TEXT NOT NULL, value TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS mark_patient ON mark (patient, kind);
+CREATE INDEX IF NOT EXISTS mark_file ON mark (file, kind);
 CREATE TABLE IF NOT EXISTS picture (
   file INTEGER NOT NULL REFERENCES file(id) ON DELETE CASCADE, caption TEXT NOT NULL, before BLOB NOT NULL, after BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS mapping (dataset TEXT NOT NULL REFERENCES dataset(name) ON DELETE CASCADE, patient TEXT NOT NULL, sealed BLOB NOT NULL,
@@ -78,6 +78,9 @@ class Catalogue:
 
     Args:
         path: created with mode 0600 when absent.
+
+    Raises:
+        MedsynxError: ``source-invalid`` when it is another kind of file, or read-only.
     """
 
     def __init__(self, path: Path) -> None:
@@ -86,7 +89,10 @@ class Catalogue:
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
         self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
         self._db.row_factory = sqlite3.Row
-        self._db.executescript(SCHEMA)
+        try:
+            self._db.executescript(SCHEMA)
+        except sqlite3.Error as error:
+            raise MedsynxError("source-invalid", f"{path} is no catalogue that can be written: {error}") from None
         self._db.execute("PRAGMA foreign_keys=ON")
         self._db.execute("PRAGMA secure_delete=ON")
 
@@ -245,23 +251,38 @@ class Catalogue:
         return [dict(r) for r in rows]
 
     def two_people(self, name: str) -> list[str]:
-        """Pseudonyms under which files with different birth dates, or names without a common word, were found."""
-        seen: dict[str, dict[str, set[str]]] = {}
+        """Pseudonyms with different birth dates, or with a name that shares no word with those of the same patient.
+
+        Names may differ where the birth date is the same (marriage); a file without a birth date must share a word with the others.
+        """
+        births: dict[str, set[str]] = {}
+        named: dict[str, list[tuple[str | None, frozenset[str]]]] = {}
         rows = self._db.execute(
-            "SELECT m.file, m.patient, m.kind, m.value FROM mark m JOIN file f ON f.id = m.file WHERE f.dataset = ?",
+            "SELECT DISTINCT f.patient, b.value, n.value FROM file f LEFT JOIN mark b ON b.file = f.id AND b.kind = 'birth' "
+            "LEFT JOIN mark n ON n.file = f.id AND n.kind = 'name' WHERE f.dataset = ? AND f.patient IS NOT NULL",
             (name,),
         )
-        births: dict[int, bool] = {}
-        for file, patient, kind, value in rows:
-            seen.setdefault(patient, {}).setdefault(kind, set()).add(value)
-            births[file] = births.get(file, False) or kind == "birth"
-        out = []
-        for patient, kinds in seen.items():
-            names = [set(v.split(",")) for v in kinds.get("name", ())]
-            strangers = any(not (a & b) for a in names for b in names)
-            if len(kinds.get("birth", ())) > 1 or (strangers and not kinds.get("birth")):
-                out.append(patient)
+        for patient, birth, words in rows:
+            if birth:
+                births.setdefault(patient, set()).add(birth)
+            if words:
+                named.setdefault(patient, []).append((birth, frozenset(words.split(","))))
+        out = {p for p, values in births.items() if len(values) > 1}
+        for patient, files in named.items():
+            known = frozenset[str]().union(*(words for birth, words in files if birth))
+            bare = [words for birth, words in files if not birth]
+            others = [known] if known else bare
+            if any(not (a & b) for a in bare for b in others):
+                out.add(patient)
         return sorted(out)
+
+    def issuer_missing(self, name: str) -> int:
+        """How many patient identifiers of DICOM occur both with and without an issuer, and so under two pseudonyms."""
+        query = (
+            "SELECT COUNT(*) FROM (SELECT m.value FROM mark m JOIN file f ON f.id = m.file WHERE f.dataset = ? "
+            "AND m.kind IN ('id', 'bare-id') GROUP BY m.value HAVING COUNT(DISTINCT m.kind) = 2)"
+        )
+        return int(self._db.execute(query, (name,)).fetchone()[0])
 
     def remove_files(self, ids: list[int]) -> None:
         """Forget rows and everything that hangs on them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,13 +42,15 @@ def deid(
 
     Exit status: 0 all clean, 80 something was quarantined, 81 something could not be read.
     """
-    from site_agent.deid.engine import Folder
+    from site_agent.deid.engine import Folder, check
     from site_agent.deid.keys import SiteKey
     from site_agent.deid.recipe import load_recipe
+    from site_agent.deid.report import write_private
 
     rules = load_recipe(recipe)
-    if not src.exists():
-        raise MedsynxError("source-invalid", f"{src} does not exist")
+    if map_file is not None:
+        _check_file(map_file)
+    check([src], dst, *(p for p in (key_file, map_file) if p))
     if key_file is not None and not key_file.exists():
         key = SiteKey.create(key_file)
         typer.echo(f"made a new key: {key_file}. Keep it: without it, added files get other pseudonyms.", err=True)
@@ -57,8 +60,14 @@ def deid(
     tally = execute([src], place, "files", key, rules, jobs)
     page = finish(place, "files", key)
     if map_file is not None:
-        map_file.write_text(json.dumps(tally.outputs, indent=1), "utf-8")
+        write_private(map_file, json.dumps(tally.outputs, indent=1).encode())
     show(tally, page, as_json)
+
+
+def _check_file(path: Path) -> None:
+    """Refuse before the work what could not be written after it."""
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise MedsynxError("source-invalid", f"{path} is not a file that can be written")
 
 
 def execute(roots: list[Path], place: Place, dataset: str, key: SiteKey, recipe: Recipe, jobs: int) -> Tally:

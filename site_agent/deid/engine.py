@@ -51,6 +51,8 @@ class Folder:
             self.private.mkdir(exist_ok=True, mode=0o700)
         except OSError as error:
             raise MedsynxError("source-invalid", f"{root} cannot be written: {error.strerror}") from None
+        if not (os.access(root, os.W_OK | os.X_OK) and os.access(self.private, os.W_OK | os.X_OK)):
+            raise MedsynxError("source-invalid", f"{root} cannot be written: no permission")
         self.catalogue = Catalogue(self.private / "catalogue.sqlite")
 
     def output(self, entry: Entry, name: str) -> str:
@@ -67,6 +69,20 @@ class Tally:
     skipped: int = 0
     refused: list[tuple[str, str, str]] = field(default_factory=list)  # source, reason, detail
     outputs: dict[str, str | None] = field(default_factory=dict)
+
+
+def check(roots: list[Path], *written: Path) -> None:
+    """Refuse before anything is made: the sources are there and hold files, and what is written lies apart from them.
+
+    Raises:
+        MedsynxError: ``source-invalid``.
+    """
+    if next(find(roots), None) is None:
+        raise MedsynxError("source-invalid", f"there is no file in {', '.join(map(str, roots))}")
+    for root in (r.resolve() for r in roots):
+        for path in written:
+            if path.resolve().is_relative_to(root) or root.is_relative_to(path.resolve()):
+                raise MedsynxError("source-invalid", f"{root} and {path} lie inside each other")
 
 
 Progress = Callable[[int, str], None]
@@ -90,10 +106,7 @@ def run(
     Raises:
         MedsynxError: ``ingest-busy``, ``key-changed``, ``recipe-changed``, ``source-invalid``, ``disk-full``.
     """
-    destination = place.root.resolve()
-    for root in roots:
-        if root.exists() and (destination.is_relative_to(root.resolve()) or root.resolve().is_relative_to(destination)):
-            raise MedsynxError("source-invalid", f"{root} and {place.root} lie inside each other")
+    check(roots, place.root)
     aside = place.catalogue.path.parent / "aside"
     with _alone(place.catalogue.path.parent):
         shutil.rmtree(aside, ignore_errors=True)  # what a killed run left

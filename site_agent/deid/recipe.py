@@ -44,7 +44,9 @@ class TableRules(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     study: Path | None = None
-    issuer: str = ""  # IssuerOfPatientID of the same patients in DICOM, so that both get one pseudonym
+    issuer: str = (
+        ""  # IssuerOfPatientID of the same patients in DICOM, so that both get one pseudonym; else `default_issuer`
+    )
     free_text: tuple[str, ...] = ()
     smallest_cell: int = Field(default=5, ge=1)
 
@@ -73,6 +75,8 @@ class Recipe(BaseModel):
     remove: tuple[str, ...] = ()
     #: file in deid's language with further regions to blank
     regions: str = ""
+    #: stands in where a file names no IssuerOfPatientID, so that one patient gets one pseudonym
+    default_issuer: str = ""
     table: TableRules = TableRules()
     #: keep pseudonym -> identifier, encrypted under the site's key
     keep_mapping: bool = False

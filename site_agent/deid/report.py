@@ -48,7 +48,7 @@ def build(catalogue: Catalogue, root: Path, dataset: str, key: SiteKey) -> dict[
     reasons: Counter[str] = Counter()
     kept: Counter[str] = Counter()
     actions: Counter[str] = Counter()
-    kinds: Counter[str] = Counter()
+    kinds: dict[str, Counter[str]] = {}  # kind of file -> modality, '' where none is stated -> files
     notes: Counter[str] = Counter()
     tables: list[dict[str, Any]] = []
     files: dict[str, str] = {}
@@ -59,7 +59,7 @@ def build(catalogue: Catalogue, root: Path, dataset: str, key: SiteKey) -> dict[
         if f["verdict"] != "clean":
             continue
         files[f["output"]] = f["sha256"]
-        kinds[f["modality"] or f["kind"]] += 1
+        kinds.setdefault(f["kind"], Counter())[f["modality"] or ""] += 1
         changed += f["changed"]
         kept.update(json.loads(f["kept"]))
         actions.update(json.loads(f["actions"]))
@@ -68,7 +68,8 @@ def build(catalogue: Catalogue, root: Path, dataset: str, key: SiteKey) -> dict[
         if note.get("face"):
             notes[note["face"]] += 1
         if f["kind"] == "table":
-            tables.append({k: note[k] for k in ("rows", "columns", "small_cells")})
+            tables.append({k: note[k] for k in ("rows", "columns", "small_cells", "emptied")})
+    notes["issuer_missing"] = catalogue.issuer_missing(dataset)
     totals = catalogue.totals(dataset)
     listing = "".join(f"{name} {digest}\n" for name, digest in sorted(files.items()))
     return {
@@ -82,11 +83,11 @@ def build(catalogue: Catalogue, root: Path, dataset: str, key: SiteKey) -> dict[
         },
         "outputs": len(files),
         "outputs_sha256": hashlib.sha256(listing.encode()).hexdigest(),
-        "kinds": dict(kinds.most_common()),
+        "kinds": {kind: dict(modalities.most_common()) for kind, modalities in kinds.items()},
         "reasons": dict(reasons.most_common()),
         "actions": dict(actions.most_common()),
         "kept": dict(sorted(kept.items())),
-        "notes": dict(notes),
+        "notes": dict(+notes),
         "tables": tables,
         "recipe": {"digest": row["recipe_digest"], **json.loads(row["recipe"])},
         "profile": row["edition"],
@@ -105,9 +106,9 @@ def write(catalogue: Catalogue, root: Path, dataset: str, key: SiteKey, stem: st
         "value": private.sign(_canonical(body)).hex(),
     }
     signed = {"body": body, "signature": signature}
-    _replace(root / f"{stem}.json", json.dumps(signed, indent=1, sort_keys=True).encode())
+    write_private(root / f"{stem}.json", json.dumps(signed, indent=1, sort_keys=True).encode())
     page = root / f"{stem}.html"
-    _replace(page, _html(signed, catalogue.pictures(dataset)).encode())
+    write_private(page, _html(signed, catalogue.pictures(dataset)).encode())
     return page
 
 
@@ -146,11 +147,16 @@ def _canonical(body: dict[str, Any]) -> bytes:
     return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _replace(path: Path, data: bytes) -> None:
+def write_private(path: Path, data: bytes) -> None:
+    """Write a whole file with mode 0600, or none. Raises ``disk-full`` with what the disk says."""
     part = path.with_name(path.name + ".part")
-    with os.fdopen(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as f:
-        f.write(data)
-    part.replace(path)
+    try:
+        with os.fdopen(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as f:
+            f.write(data)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise MedsynxError("disk-full", f"{path} cannot be written: {error.strerror}") from None
 
 
 def _html(signed: dict[str, Any], pictures: list[dict[str, Any]]) -> str:

@@ -6,6 +6,7 @@ import io
 import os
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ LARGEST_FILE = 4 << 30  # bytes in memory at once
 LARGEST_ARCHIVE = 64 << 30  # bytes, all members unpacked
 LARGEST_NESTED = 256 << 20
 MOST_RATIO = 200
+STEP = 1 << 20
 MOST_MEMBERS = 1_000_000
 DEPTH = 2
 OFFICE = ("xl/workbook.xml", "[Content_Types].xml")
@@ -56,16 +58,56 @@ def _member(path: Path, members: tuple[str, ...]) -> bytes:
     data = b""
     for member in members:
         try:
-            with zipfile.ZipFile(handle) as archive, archive.open(member) as f:
-                data = f.read(LARGEST_FILE + 1)
-        except (zipfile.BadZipFile, NotImplementedError, EOFError, KeyError) as error:
+            with zipfile.ZipFile(handle) as archive:
+                data = _unpacked(archive, archive.getinfo(member))
+        except (zipfile.BadZipFile, NotImplementedError, EOFError, KeyError, zlib.error) as error:
             raise Quarantine("damaged", type(error).__name__) from None
         except RuntimeError:
             raise Quarantine("archive-locked") from None
-        if len(data) > LARGEST_FILE:
-            raise Quarantine("too-large")
         handle = io.BytesIO(data)
     return data
+
+
+def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    return b"".join(_steps(archive, info, LARGEST_FILE))
+
+
+def _steps(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> Iterator[bytes]:
+    """A member piece by piece: read at once, one that lies about its size is whole in memory before that is seen."""
+    if info.file_size > most:
+        raise Quarantine("too-large", "a member of an archive")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others cannot be unpacked in steps
+        raise Quarantine("damaged", f"compression method {info.compress_type}")
+    with archive.open(info) as f:
+        while part := f.read(STEP):
+            yield part
+
+
+def check_parts(data: bytes, most: int) -> None:
+    """Every part of a workbook is what it declares, and all are at most ``most`` bytes. Raises Quarantine: ``too-large`` or ``damaged``."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            infos = archive.infolist()
+            if sum(i.file_size for i in infos) > min(most, MOST_RATIO * max(len(data), 1 << 16)):
+                raise Quarantine("too-large", "a workbook, unpacked")
+            for info in infos:
+                for _ in _steps(archive, info, most):
+                    pass
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, zlib.error) as error:
+        raise Quarantine("damaged", type(error).__name__) from None
+
+
+def inflated(data: bytes, limit: int) -> bytes:
+    """A raw deflate stream (RFC 1951), as in deflated DICOM. Raises Quarantine: ``too-large`` beyond ``limit`` bytes, or ``damaged``."""
+    unpack = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        out = unpack.decompress(data, limit)
+        if unpack.unconsumed_tail or not unpack.eof:
+            more = unpack.decompress(unpack.unconsumed_tail, 1)
+            raise Quarantine("too-large" if more else "damaged", "deflated data")
+    except zlib.error as error:
+        raise Quarantine("damaged", type(error).__name__) from None
+    return out
 
 
 def find(roots: list[Path]) -> Iterator[Source]:
@@ -170,15 +212,15 @@ def _archive(whole: Source, handle: Path | io.BytesIO) -> Iterator[Source]:
         yield refuse("damaged")
         return
     names = {i.filename for i in infos}
-    if any(n in names for n in OFFICE):
-        yield whole
-        return
     total = sum(i.file_size for i in infos)
     if len(infos) > MOST_MEMBERS or total > LARGEST_ARCHIVE or total > MOST_RATIO * max(whole.size, 1 << 16):
         yield refuse("archive-bomb")
         return
     if any(i.flag_bits & 1 for i in infos):
         yield refuse("archive-locked")
+        return
+    if any(n in names for n in OFFICE):
+        yield whole
         return
     for info in sorted(infos, key=lambda i: i.filename):
         name = f"{whole.name}!/{info.filename}"

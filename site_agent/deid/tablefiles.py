@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from site_agent.deid.quarantine import Quarantine
+from site_agent.deid.sources import check_parts
 
 LARGEST = 1 << 30  # bytes
 MOST_CELLS = 200_000_000
@@ -87,6 +88,7 @@ def _csv(data: bytes) -> pd.DataFrame:
 
 
 def _workbook(data: bytes) -> pd.DataFrame:
+    check_parts(data, LARGEST)
     sheets = pd.read_excel(io.BytesIO(data), sheet_name=None, header=None, dtype=str, keep_default_na=False)
     filled = [s for s in sheets.values() if len(s) > 1]
     if len(filled) != 1:

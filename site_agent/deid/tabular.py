@@ -130,7 +130,8 @@ def _pseudonyms(frame: pd.DataFrame, study: Study, recipe: Recipe, key: SiteKey)
     ids = texts(frame[column])
     if ids.isin([*study.missing_values, ""]).any():
         raise Quarantine("patient-column", "rows without a patient")
-    known = {i: key.pseudonym(recipe.table.issuer, i) for i in ids.unique()}
+    issuer = recipe.table.issuer or recipe.default_issuer
+    known = {i: key.pseudonym(issuer, i) for i in ids.unique()}
     return [known[i] for i in ids]
 
 

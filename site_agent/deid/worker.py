@@ -88,7 +88,6 @@ class Worker:
             raise Quarantine("empty")
         head = data[:132]
         from site_agent.deid.dicom import clean_dicom, looks_like_dicom
-        from site_agent.deid.nifti import clean_nifti, looks_like_nifti, unpack
 
         if head[128:132] == b"DICM":
             return clean_dicom(data, self.recipe, self.profile, self.key)
@@ -96,6 +95,8 @@ class Worker:
 
         if looks_like_picture(head):
             return clean_picture(data, source.name, self.recipe, self.key)
+        from site_agent.deid.nifti import clean_nifti, looks_like_nifti, unpack
+
         begin = _unpacked_head(data) if head[:2] == b"\x1f\x8b" else data[:540]
         if looks_like_nifti(begin):
             return clean_nifti(data, source.name, self.recipe, self.key)
@@ -145,7 +146,11 @@ class Worker:
         entry.actions, entry.kept, entry.notes = cleaned.actions, cleaned.kept, cleaned.notes
         entry.pictures = [(caption, _png(before), _png(after)) for caption, before, after in cleaned.pictures]
         if patient:
-            entry.patient, entry.marks = patient.pseudonym, patient.marks
+            entry.patient, entry.marks = patient.pseudonym, dict(patient.marks)
+            if cleaned.kind == "dicom":
+                bare = patient.pseudonym == self.key.pseudonym("", patient.identifier)
+                mark = self.key.mac("mark", "identifier", patient.identifier).hex()[:16]
+                entry.marks["bare-id" if bare else "id"] = mark
             if self.recipe.keep_mapping:
                 entry.sealed = seal(self.key, patient.identifier)
         else:

@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+import typer
 from pydicom.data import get_testdata_file
 
 from medsynx.errors import MedsynxError
 from site_agent.deid import engine
+from site_agent.deid.cli import deid as command
 from site_agent.deid.engine import Folder, run
 from site_agent.deid.keys import SiteKey
 from site_agent.deid.recipe import Recipe
@@ -293,6 +295,50 @@ def test_source_and_destination_inside_each_other_are_refused(src, tmp_path):
             run_here([src], dst)
 
 
+@pytest.mark.parametrize(
+    "fault",
+    ["map is a folder", "map in no folder", "map in src", "key in src", "dst in src", "src in dst", "empty", "no src"],
+)
+def test_a_wrong_path_is_refused_before_any_work(fault, src, tmp_path):
+    empty = tmp_path / "empty"
+    (empty / "also").mkdir(parents=True)
+    wrong = {
+        "map is a folder": {"map_file": tmp_path},
+        "map in no folder": {"map_file": tmp_path / "no" / "map.json"},
+        "map in src": {"map_file": src / "map.json"},
+        "key in src": {"key_file": src / "key"},
+        "dst in src": {"dst": src / "dst"},
+        "src in dst": {"dst": tmp_path},
+        "empty": {"src": empty},
+        "no src": {"src": tmp_path / "nothing"},
+    }[fault]
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(MedsynxError) as refused:
+        command(**{"src": src, "dst": tmp_path / "dst", "key_file": tmp_path / "new", **wrong})
+    assert refused.value.code == "source-invalid" and sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_destination_nobody_may_write_to_is_refused(src, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"x")
+    broken = tmp_path / "broken" / ".medsynx"
+    broken.mkdir(parents=True)
+    (broken / "catalogue.sqlite").write_bytes(b"no data base " * 100)
+    for dst in ("file", "broken"):
+        with pytest.raises(MedsynxError) as refused:
+            command(src=src, dst=tmp_path / dst, key_file=tmp_path / "new")
+        assert refused.value.code == "source-invalid"
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "dst")  # the tests may run as root
+    with pytest.raises(MedsynxError, match="no permission"):
+        run_here([src], tmp_path / "dst")
+
+
+def test_the_map_is_for_its_owner(src, tmp_path, key):
+    with pytest.raises(typer.Exit):
+        (src / "odd").write_bytes(b"\0")
+        command(src=src, dst=tmp_path / "dst", key_file=key, map_file=tmp_path / "map.json")
+    assert (tmp_path / "map.json").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_full_disk_stops_the_run_and_it_goes_on_later(src, tmp_path, monkeypatch):
     worker = Worker(Settings(KEY, NO_PIXELS, tmp_path))
     with monkeypatch.context() as m:
@@ -346,6 +392,40 @@ def test_one_identifier_with_two_people_takes_all_its_files_back(tmp_path):
     assert len(files_of(tmp_path / "dst")) == 1 and tally.outputs["0.dcm"] is None
 
 
+PEOPLE = [
+    ([("19500612", "Kyvorelat^A"), ("", "Zanofidum^B")], 2),
+    ([("", "Kyvorelat^A"), ("", "Zanofidum^B")], 2),
+    ([("19500612", "Kyvorelat^Ann"), ("19720101", "Kyvorelat^Ann")], 2),
+    ([("19500612", "Kyvorelat^Ann"), ("19500612", "Zanofidum^Bert")], 0),
+    ([("19500612", "Kyvorelat^Ann"), ("19500612", "Zanofidum^Bert"), ("", "Zanofidum^Carl")], 0),
+    ([("19500612", "Kyvorelat^Ann"), ("", "KYVORELAT")], 0),
+    ([("19500612", "Kyvorelat^Ann"), ("", ""), ("19500612", "")], 0),
+]
+
+
+@pytest.mark.parametrize(("people", "refused"), PEOPLE)
+def test_two_people_are_told_apart_by_birth_or_by_name(people, refused, tmp_path):
+    src = tmp_path / "src"
+    src.mkdir()
+    for i, (birth, name) in enumerate(people):
+        ds = image(smooth(64, 64, seed=i).astype(np.uint8), PatientBirthDate=birth, SOPInstanceUID=f"1.2.{i}")
+        ds.PatientName = name
+        (src / f"{i}.dcm").write_bytes(to_bytes(ds))
+    assert run_here([src], tmp_path / "dst").reasons["two-patients"] == refused
+
+
+def test_an_identifier_with_and_without_an_issuer_is_told(src, tmp_path):
+    from site_agent.deid.report import build
+
+    for i, issuer in enumerate(("", "NORTH", "SOUTH")):
+        ds = read_test_file("CT_small.dcm")
+        ds.PatientID, ds.IssuerOfPatientID, ds.SOPInstanceUID = "A1" if issuer != "SOUTH" else "Z9", issuer, f"1.3.{i}"
+        (src / f"{i}.dcm").write_bytes(to_bytes(ds))
+    place = Folder(tmp_path / "dst")
+    run([src], place, "files", KEY, NO_PIXELS)
+    assert build(place.catalogue, place.root, "files", KEY)["notes"]["issuer_missing"] == 1
+
+
 def test_what_one_file_of_a_patient_hides_another_may_not_show(tmp_path, monkeypatch):
     """The name is in one file's headers and, through a hole made for this test, in the other's text."""
     src = tmp_path / "src"
@@ -394,3 +474,15 @@ def test_every_shipped_file_ends_clean_or_with_a_reason(tmp_path, key):
 def test_source_reads_only(src):
     source = next(find([src]))
     assert isinstance(source, Source) and source.read()[128:132] == b"DICM"
+
+
+def test_dicom_alone_does_not_load_what_volumes_need(src, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from site_agent.deid.worker import Worker, Settings\n"
+        "from site_agent.deid.keys import SiteKey; from site_agent.deid.recipe import Recipe; from site_agent.deid.sources import find\n"
+        "worker = Worker(Settings(SiteKey(b'x' * 32), Recipe(clean_pixel_data=False), Path(sys.argv[2])))\n"
+        "assert worker.run(next(find([Path(sys.argv[1])])), 'mac').entry.verdict == 'clean'\n"
+        "print(sorted({'SimpleITK', 'nibabel', 'onnxruntime', 'pandas', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(src), str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

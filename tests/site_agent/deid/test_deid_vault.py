@@ -219,3 +219,33 @@ def test_a_data_set_is_a_path_or_of_the_vault():
     for wrong in ({}, {"path": "a.csv", "vault": "first"}):
         with pytest.raises(ValidationError):
             Dataset.model_validate(wrong)
+
+
+def test_a_withdrawal_knows_the_issuers_of_the_recipes(site, tmp_path):
+    (tmp_path / "study.json").write_text(json.dumps(STUDY))
+    (tmp_path / "table.csv").write_text(frame().to_csv(index=False))
+    key, vault = SiteKey(SiteFolder(site).key()), Vault(site)
+    recipe = Recipe(default_issuer="NORTH", table=TableRules(study=tmp_path / "study.json"))
+    run([tmp_path / "table.csv"], vault, "first", key, recipe, jobs=1)
+    vault.sign("first", key)
+    done = medsynx("site", "forget", "X5", "--dir", site, "--yes")
+    assert done.returncode == 0 and "first: 1 files" in done.stdout, done.stderr
+    assert {key.pseudonym(issuer, "X5") for issuer in ("", "NORTH")} == vault.catalogue.withdrawn()
+
+
+def test_the_report_tells_kind_and_modality_apart(tmp_path):
+    src = tmp_path / "src"
+    src.mkdir()
+    (tmp_path / "study.json").write_text(json.dumps(STUDY))
+    table = frame(300)
+    table.loc[5, "sex"] = "other"
+    (src / "t.csv").write_text(table.to_csv(index=False))
+    for i, modality in enumerate(("", "US")):
+        samples = smooth(64, 64, seed=i).astype(np.uint8)
+        (src / f"{i}.dcm").write_bytes(to_bytes(image(samples, modality=modality, SOPInstanceUID=f"1.2.{i}")))
+    place = Folder(tmp_path / "dst")
+    run([src], place, "files", KEY, Recipe(clean_pixel_data=False, table=TableRules(study=tmp_path / "study.json")))
+    page = write(place.catalogue, place.root, "files", KEY).read_text("utf-8")
+    body = verify(place.catalogue, place.root, "files", KEY)
+    assert body["kinds"] == {"dicom": {"": 1, "US": 1}, "table": {"": 1}}
+    assert body["tables"][0]["emptied"] == {"sex": 1} and "emptied: sex (1)" in page and "not stated" in page
