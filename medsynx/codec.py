@@ -6,6 +6,7 @@ one code a level, then ``other``, then ``missing``. Nothing is fitted: a row's c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -196,6 +197,72 @@ def _decimals(column: NumericColumn | DateColumn) -> int:
     """Digits that keep a hundredth of the narrowest bin."""
     narrowest = float(np.diff(column.cuts).min())
     return max(0, int(np.ceil(2 - np.log10(narrowest))))
+
+
+def allowed(conditions: Mapping[str, Any], study: Study) -> dict[int, NDArray[np.bool_]]:
+    """Conditions in the dictionary's words as masks over codes.
+
+    Args:
+        conditions: column -> a level, a number (its bin), None (missing), a list of these, or ``{"min": a, "max": b}`` for a binned
+            column: the bins that lie within; either end may be left out.
+
+    Returns:
+        Column position -> mask over the column's codes.
+
+    Raises:
+        MedsynxError: ``condition-invalid``.
+    """
+    out, names = {}, list(study.data_columns)
+    for name, wanted in conditions.items():
+        if name not in names:
+            raise MedsynxError("condition-invalid", f"the study has no column {name!r}")
+        column = study.data_columns[name]
+        mask = np.zeros(size(column), bool)
+        if isinstance(wanted, dict):
+            if isinstance(column, LevelColumn | BooleanColumn) or not set(wanted) <= {"min", "max"} or not wanted:
+                raise MedsynxError("condition-invalid", f"columns.{name}: a range is {{min, max}} of a binned column")
+            low, high = (
+                _day(column, wanted[k]) if k in wanted else e
+                for k, e in zip(("min", "max"), column.bounds, strict=True)
+            )
+            cuts = np.asarray(column.cuts)
+            mask[:-1] = (cuts[:-1] >= low) & (cuts[1:] <= high)
+            if not mask.any():
+                raise MedsynxError(
+                    "condition-invalid", f"columns.{name}: no bin of the dictionary lies within this range"
+                )
+        else:
+            for value in wanted if isinstance(wanted, list | tuple) else [wanted]:
+                mask[_code(name, column, value)] = True
+        out[names.index(name)] = mask
+    return out
+
+
+def _code(name: str, column: DataColumn, value: Any) -> int:
+    if value is None:
+        return size(column) - 1
+    if isinstance(column, LevelColumn | BooleanColumn):
+        known = {level: k for k, level in enumerate([*column.levels, _word_for_other(column)])}
+        spelled = _spelling(value, known)
+        if spelled not in known:
+            raise MedsynxError("condition-invalid", f"columns.{name}: no such level in the dictionary")
+        return known[spelled]
+    number, (lower, upper) = _day(column, value), column.bounds
+    if not lower <= number <= upper:
+        raise MedsynxError("condition-invalid", f"columns.{name}: outside the bounds {lower:g} to {upper:g}")
+    return min(int(np.searchsorted(column.cuts, number, side="right")) - 1, len(column.cuts) - 2)
+
+
+def _day(column: NumericColumn | DateColumn, value: Any) -> float:
+    """A number, or a date as days since the column's origin."""
+    import pandas as pd
+
+    try:
+        if isinstance(column, DateColumn) and not isinstance(value, int | float):
+            return (pd.Timestamp(value) - pd.Timestamp(column.origin)) / pd.Timedelta(days=1)
+        return float(value)
+    except (TypeError, ValueError):
+        raise MedsynxError("condition-invalid", "a binned column is compared with a number or an ISO date") from None
 
 
 def to_onehot(codes: Codes, study: Study) -> NDArray[np.float32]:

@@ -180,14 +180,24 @@ class FamilySpec(_Model):
 
 
 class PrivacySpec(_Model):
-    """The budget of one run, for one patient at one site, neighbouring data sets differing by adding or removing that patient."""
+    """The budget of one run, for one patient at one site, neighbouring data sets differing by adding or removing that patient.
+
+    ``records`` says how a patient of several records counts: ``capped``, each of at most ``max_records_per_patient`` fully (noise grows with
+    that number), or ``averaged``, the patient's k records 1/k each in fixed point (noise does not grow; tables describe patients, not records).
+    """
 
     epsilon: float = Field(gt=0, le=100)
     delta: float = Field(gt=0, le=1e-3)
     unit: Literal["patient"] = "patient"
     max_records_per_patient: int = Field(default=1, ge=1, le=100)
+    records: Literal["capped", "averaged"] = "capped"
     trust: TrustMode = "secure-sum"
     tolerated_dropouts: int = Field(default=0, ge=0)
+
+    @property
+    def records_counted(self) -> int:
+        """How many whole records one patient can amount to."""
+        return 1 if self.records == "averaged" else self.max_records_per_patient
 
 
 class RoundSpec(_Model):

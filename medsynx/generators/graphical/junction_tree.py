@@ -117,14 +117,15 @@ class JunctionTree:
         """Shape in which a table over the scope broadcasts to the clique's table."""
         return tuple(self.sizes[a] if a in scope else 1 for a in self.cliques[clique])
 
-    def calibrate(self, potentials: Sequence[Table]) -> tuple[list[Table], list[Table]]:
+    def calibrate(self, potentials: Sequence[Table]) -> tuple[list[Table], list[Table], float]:
         """Exact marginals of the distribution proportional to exp(sum of the cliques' log potentials).
 
         Args:
             potentials: one finite table a clique, in its shape. Impossible cells hold :data:`IMPOSSIBLE`.
 
         Returns:
-            For each clique its marginal (sum 1) and its conditional ``P(clique | separator)``, both in its shape.
+            For each clique its marginal (sum 1) and its conditional ``P(clique | separator)``, both in its shape; and the logarithm of the
+            normalising constant.
         """
         log = list(potentials)
         marginal: list[Table] = [np.empty(0)] * len(log)
@@ -135,15 +136,17 @@ class JunctionTree:
             weight = np.exp(log[j] - top)
             mass = weight.sum(axis=axes, keepdims=True)
             conditional[j] = weight / mass
+            message = np.log(mass) + top
             if p is not None:
-                log[p] = log[p] + (np.log(mass) + top).reshape(self.broadcast(p, self.separator[j]))
+                log[p] = log[p] + message.reshape(self.broadcast(p, self.separator[j]))
+        log_z = float(message.item())  # the root comes last and has no separator
         marginal[self.order[0]] = conditional[self.order[0]]
         for j in self.order[1:]:
             p = self.parent[j]
             assert p is not None
             shared = marginal[p].sum(axis=self.outside(p, self.separator[j]))
             marginal[j] = conditional[j] * shared.reshape(self.broadcast(j, self.separator[j]))
-        return marginal, conditional
+        return marginal, conditional, log_z
 
 
 #: Log potential of an impossible cell: finite, so that the arithmetic stays free of infinities; its exponential is exactly 0.

@@ -75,7 +75,7 @@ class Query:
         return table if self.exact else table[np.ix_(*self.groups)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measurement:
     """A noisy answer: ``values`` in counts, in the query's shape, each with independent noise of standard deviation ``std``."""
 
