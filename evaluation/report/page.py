@@ -33,6 +33,7 @@ ABSENT: dict[str, Any] = {
     "rounds": [],
     "sites": [],
     "privacy": {},
+    "notes": [],
 }
 
 
