@@ -38,6 +38,11 @@ def size(column: DataColumn) -> int:
     return len(column.levels) + 2 if isinstance(column, LevelColumn | BooleanColumn) else len(column.cuts)
 
 
+def values(column: DataColumn) -> int:
+    """Number of codes that are values of the dictionary: without ``other`` and ``missing``."""
+    return len(column.levels) if isinstance(column, LevelColumn | BooleanColumn) else len(column.cuts) - 1
+
+
 def sizes(study: Study) -> tuple[int, ...]:
     """Number of codes of each data column, in manifest order."""
     return tuple(size(c) for c in study.data_columns.values())
@@ -148,7 +153,8 @@ def _encode_binned(
 def decode(codes: Codes, study: Study, rng: np.random.Generator) -> pd.DataFrame:
     """Codes back to a table in the dictionary's spelling.
 
-    A bin becomes a uniform value inside it (whole for ``integer`` and dates), ``other`` the word ``other``, ``missing`` an empty cell.
+    A bin becomes a uniform value inside it (whole for ``integer`` and dates), ``other`` the word ``other``, ``missing`` an empty cell. Values
+    keep the study's order constraints wherever the bins let them, and then stay in their bins.
 
     Args:
         codes: int64, shape (rows, data columns), manifest order.
@@ -157,32 +163,71 @@ def decode(codes: Codes, study: Study, rng: np.random.Generator) -> pd.DataFrame
     import pandas as pd
 
     out: dict[str, Any] = {}
+    binned = {
+        name: _Bins(codes[:, j], column, rng)
+        for j, (name, column) in enumerate(study.data_columns.items())
+        if isinstance(column, NumericColumn | DateColumn)
+    }
+    _put_in_order(binned, study)
     for j, (name, column) in enumerate(study.data_columns.items()):
-        code = codes[:, j]
         if isinstance(column, LevelColumn | BooleanColumn):
-            out[name] = np.array([*column.levels, _word_for_other(column), None], dtype=object)[code]
+            out[name] = np.array([*column.levels, _word_for_other(column), None], dtype=object)[codes[:, j]]
             continue
-        cuts = np.asarray(column.cuts)
-        bins = len(cuts) - 1
-        at = np.minimum(code, bins - 1)
-        whole = isinstance(column, DateColumn) or column.integer
-        low, high = cuts[at], cuts[at + 1]
-        if whole:
-            first, last = np.ceil(low), np.where(at == bins - 1, np.floor(high), np.ceil(high) - 1)
-            value = first + np.floor(rng.random(len(code)) * (last - first + 1))
-        else:  # cut, not rounded, to few digits: rounding could carry a value into the next bin
-            digits = 10.0 ** _decimals(column)
-            value = np.maximum(low, np.floor((low + rng.random(len(code)) * (high - low)) * digits) / digits)
-        gap = code == bins
+        value, gap = binned[name].value, binned[name].gap
         if isinstance(column, DateColumn):
             days = pd.Series(pd.Timestamp(column.origin) + pd.to_timedelta(value, unit="D")).dt.strftime("%Y-%m-%d")
             out[name] = days.mask(gap, None)
-        elif whole:
+        elif column.integer:
             out[name] = pd.array(value.astype(np.int64), dtype="Int64")
             out[name][gap] = pd.NA
         else:
             out[name] = np.where(gap, np.nan, value)
     return pd.DataFrame(out)
+
+
+class _Bins:
+    """Values drawn inside the bins of one column: ``value``, within ``low`` and ``high`` (both included), and where it is missing."""
+
+    def __init__(self, code: Codes, column: NumericColumn | DateColumn, rng: np.random.Generator) -> None:
+        cuts = np.asarray(column.cuts)
+        bins = len(cuts) - 1
+        at = np.minimum(code, bins - 1)
+        self.gap, self.rng = code == bins, rng
+        self.whole = isinstance(column, DateColumn) or column.integer
+        self.shift = column.origin.toordinal() if isinstance(column, DateColumn) else 0
+        self.low, self.high = cuts[at], cuts[at + 1]
+        if self.whole:
+            self.low = np.ceil(self.low)
+            self.high = np.where(at == bins - 1, np.floor(self.high), np.ceil(self.high) - 1)
+        self.digits = 10.0 ** _decimals(column)
+        self.value = self.draw(self.low, self.high)
+
+    def draw(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Uniform values; cut, not rounded, to few digits: rounding could carry one into the next bin."""
+        if self.whole:
+            return low + np.floor(self.rng.random(len(low)) * (high - low + 1))
+        return np.maximum(low, np.floor((low + self.rng.random(len(low)) * (high - low)) * self.digits) / self.digits)
+
+
+def _put_in_order(binned: dict[str, _Bins], study: Study) -> None:
+    """Draw values again, within their bins, where the first of an ordered pair came out above the second."""
+    pairs = [(binned[a], binned[b]) for a, b in study.orders if a in binned]
+
+    def wrong(a: _Bins, b: _Bins) -> NDArray[np.int64]:
+        return np.flatnonzero((a.value + a.shift > b.value + b.shift) & ~a.gap & ~b.gap)
+
+    for a, b in pairs * 3:
+        at = wrong(a, b)
+        turn = b.shift - a.shift
+        a.value[at] = a.draw(a.low[at], np.minimum(a.high[at], b.high[at] + turn))
+        b.value[at] = b.draw(np.maximum(b.low[at], a.value[at] - turn), b.high[at])
+    # Chains may still be out of order: then every value goes as low as its bin and its predecessors let it.
+    at = np.unique(np.concatenate([wrong(a, b) for a, b in pairs] or [np.empty(0, np.int64)]))
+    for bins in {id(x): x for pair in pairs for x in pair}.values():
+        bins.value[at] = bins.low[at]
+    for a, b in pairs * len(pairs):
+        both = at[~a.gap[at] & ~b.gap[at]]
+        b.value[both] = np.maximum(b.value[both], a.value[both] + a.shift - b.shift)
 
 
 def _word_for_other(column: LevelColumn | BooleanColumn) -> str:

@@ -214,6 +214,18 @@ class EvaluationSpec(_Model):
     reference_share: float = Field(default=0.1, gt=0, lt=1)
 
 
+class ImpossibleConstraint(_Model):
+    """A combination that no record has: each named column takes one of the given values (see :func:`medsynx.codec.allowed`)."""
+
+    impossible: dict[str, Any] = Field(min_length=1)
+
+
+class OrderConstraint(_Model):
+    """Two columns of one kind, the first never above the second; a missing value is above nothing."""
+
+    order: tuple[str, str]
+
+
 class GateSpec(_Model):
     """Thresholds a generator must meet before it can be released; an absent one is not asked for."""
 
@@ -229,6 +241,7 @@ class Study(_Model):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{1,62}$")
     title: str = ""
     columns: dict[str, Column] = Field(default_factory=dict)
+    constraints: tuple[ImpossibleConstraint | OrderConstraint, ...] = ()
     missing_values: tuple[str, ...] = ("", "NA", "NaN", "nan", "?")
     image: ImageSpec | None = None
     family: FamilySpec
@@ -246,6 +259,14 @@ class Study(_Model):
     def patient_id(self) -> str | None:
         """Name of the patient id column; None when each row is a patient of its own."""
         return next((n for n, c in self.columns.items() if isinstance(c, PatientIdColumn)), None)
+
+    @property
+    def orders(self) -> list[tuple[str, str]]:
+        """Ordered pairs of columns, with those that follow from others: a <= b and b <= c give a <= c."""
+        found = dict.fromkeys(c.order for c in self.constraints if isinstance(c, OrderConstraint))
+        for _ in range(len(found)):
+            found |= dict.fromkeys((a, d) for a, b in found for c, d in found if b == c and a != d)
+        return list(found)
 
     def by_role(self, role: Role) -> str | None:
         """Name of the column with this role, or None. ``event`` stands in for an absent ``target``."""
@@ -293,12 +314,35 @@ def parse_study(raw: object, source: str = "study") -> Study:
     except ValidationError as error:
         problems += [_line(e) for e in error.errors()]
     problems += _across(raw)
+    if study is not None and study.constraints and not problems:
+        problems += _constraints(study)
     if problems:
         raise MedsynxError(
             "study-invalid", f"{source}: {len(problems)} error{'s' * (len(problems) > 1)}", details=problems
         )
     assert study is not None
     return study
+
+
+def _constraints(study: Study) -> list[str]:
+    """Constraints on columns that are not there or cannot be compared; then what :mod:`medsynx.constraints` finds."""
+    from medsynx.constraints import problems
+
+    out: list[str] = []
+    for k, constraint in enumerate(study.constraints):
+        named = constraint.order if isinstance(constraint, OrderConstraint) else tuple(constraint.impossible)
+        unknown = [n for n in named if n not in study.data_columns]
+        if unknown:
+            out.append(f"constraints.{k}: no column {', '.join(unknown)}")
+        elif isinstance(constraint, OrderConstraint):
+            first, second = (study.data_columns[n] for n in named)
+            ordered = first.type == second.type and first.type in ("numeric", "date", "ordinal")
+            alike = not isinstance(first, LevelColumn) or first.levels == getattr(second, "levels", None)
+            if named[0] == named[1] or not ordered or not alike:
+                out.append(
+                    f"constraints.{k}: an order needs two numeric, two date or two ordinal columns of the same levels"
+                )
+    return out or problems(study)
 
 
 def _every_bin_holds_a_whole_number(cuts: tuple[float, ...]) -> bool:

@@ -126,17 +126,17 @@ def fit_model(plan: Schedule, state: State) -> Model:
     elif plan.course == "star":
         wanted = plan.star
     else:
-        wanted = select.grow(sizes, one, more, {}, MODEL_CELLS)
+        wanted = select.grow(sizes, one, more, plan.masks, MODEL_CELLS, plan.target)
     final = [m for m in more if m.query.scope in wanted]
     if plan.course != "pairs":  # nothing has looked yet whether these tables say more than their noise
-        alone = fit(sizes, one, iterations=200)
+        alone = fit(sizes, one, iterations=200, masks=plan.masks)
         expected = alone.pairs()
         final = [m for m in final if select.gain(m, m.query.merge(expected[m.query.scope]) * alone.total) > 0]
-    scopes = affordable(sizes, [], dict.fromkeys(m.query.scope for m in final), MODEL_CELLS)
+    scopes = affordable(sizes, [*plan.masks], dict.fromkeys(m.query.scope for m in final), MODEL_CELLS)
     final = [m for m in final if m.query.scope in scopes]
-    tree = fit(sizes, [*one, *final], iterations=0).tree
+    tree = fit(sizes, [*one, *final], iterations=0, masks=plan.masks).tree
     free = [m for m in more if m not in final and tree.home(m.query.scope) is not None]
-    return fit(sizes, [*one, *final, *free], iterations=ITERATIONS)
+    return fit(sizes, [*one, *final, *free], iterations=ITERATIONS, masks=plan.masks)
 
 
 def _choose(plan: Schedule, state: State) -> tuple[list[Scope], list[Scope]]:
@@ -144,7 +144,7 @@ def _choose(plan: Schedule, state: State) -> tuple[list[Scope], list[Scope]]:
     cells = {p: plan.sizes[p[0]] * plan.sizes[p[1]] for p in plan.pairs}
     if plan.course == "halves":
         one, two = _measured(plan, "margins", state), _measured(plan, "halves", state)
-        model = fit(plan.sizes, one, iterations=200)
+        model = fit(plan.sizes, one, iterations=200, masks=plan.masks)
         expected = model.pairs()
         contrast = {m.query.scope: _contrast(m, m.query.merge(expected[m.query.scope]) * model.total) for m in two}
         scores = {p: s for p, s in contrast.items() if p not in plan.star}
@@ -153,7 +153,7 @@ def _choose(plan: Schedule, state: State) -> tuple[list[Scope], list[Scope]]:
         return scopes, scopes
     held = _measured(plan, "tables", state)
     one, two = [m for m in held if len(m.query.scope) == 1], [m for m in held if len(m.query.scope) == 2]
-    chosen = select.grow(plan.sizes, one, two, {}, MODEL_CELLS)
+    chosen = select.grow(plan.sizes, one, two, plan.masks, MODEL_CELLS, plan.target)
     std = two[0].std if two else 0.0
     scopes = select.triangles(plan.sizes, chosen, estimate_total(held) / max(CELL_RECORDS * std, 1e-9))
     left, out = plan.clique_cells, []

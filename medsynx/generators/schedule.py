@@ -20,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsynx import codec
+from medsynx.constraints import masks
 from medsynx.generators.graphical.junction_tree import Scope
 from medsynx.generators.graphical.query import Query
 from medsynx.generators.graphical.select import all_pairs
 from medsynx.generators.table_sum import NORM, TableSum
 from medsynx.privacy import gaussian_multiplier
-from medsynx.study import BooleanColumn, LevelColumn, Study
+from medsynx.study import Study
 
 Course = Literal["pairs", "halves", "star"]
 ONE_WAY = 0.1  #: share of the 1-way tables beside all pairs, which carry 1-way information too
@@ -63,6 +64,7 @@ class Schedule:
             gaussian_multiplier(study.privacy.epsilon, study.privacy.delta) * study.privacy.records_counted
         )
         self.starts = coarse_starts(study, cell_budget)
+        self.masks = masks(study)
         self.course, self.reason = self._choose()
 
     @cached_property
@@ -172,7 +174,7 @@ def coarse_starts(study: Study, cell_budget: int) -> list[tuple[int, ...]]:
     def cells() -> int:
         return (sum(groups) ** 2 - sum(g * g for g in groups)) // 2
 
-    values = [_values(c) for c in study.data_columns.values()]
+    values = [codec.values(c) for c in study.data_columns.values()]
     own = list(values)
     while cells() > cell_budget and max(own) > 1:
         widest = max(range(len(own)), key=lambda j: (groups[j] if own[j] > 1 else 0, -j))
@@ -183,13 +185,6 @@ def coarse_starts(study: Study, cell_budget: int) -> list[tuple[int, ...]]:
         merged = sorted({(i * known) // kept for i in range(kept)})
         out.append((*merged, *range(known, size)))
     return out
-
-
-def _values(column: object) -> int:
-    """Codes of a column that are values of the dictionary: all but ``other`` and ``missing``."""
-    if isinstance(column, LevelColumn | BooleanColumn):
-        return len(column.levels)
-    return len(column.cuts) - 1  # type: ignore[attr-defined]
 
 
 def median_splits(margins: Sequence[NDArray[np.float64]]) -> NDArray[np.int64]:

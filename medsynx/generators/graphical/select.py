@@ -17,6 +17,7 @@ from medsynx.generators.graphical.query import Measurement
 
 SURE = 3.0  #: standard deviations by which a squared distance must exceed what noise alone gives
 WORTH = 0.5  #: a table is worth its noise when it explains this share of the squared noise it brings
+TARGET_WEIGHT = 4.0
 GROWTH_STEPS = 50  #: of the fit between two batches
 
 
@@ -38,6 +39,7 @@ def grow(
     pairs: Sequence[Measurement],
     masks: Mapping[Scope, Table],
     limit: int,
+    target: int | None = None,
 ) -> list[Scope]:
     """Pairs worth modelling, most informative first: fit, add the pairs the model explains worst, fit again.
 
@@ -47,6 +49,7 @@ def grow(
     Args:
         base: measurements the model holds anyway.
         pairs: noisy pair tables to choose from, at any resolution.
+        target: a column whose pairs count :data:`TARGET_WEIGHT` times: predicting it is what the table is for.
     """
     chosen: list[Scope] = []
     held = [*dict.fromkeys(m.query.scope for m in base), *masks]
@@ -57,7 +60,10 @@ def grow(
     while open_:
         expected = model.pairs()
         scores = {s: gain(m, m.query.merge(expected[s]) * model.total) for s, m in open_.items()}
-        ranked = sorted((s for s in scores if scores[s] > 0), key=lambda s: (-scores[s], s))
+        ranked = sorted(
+            (s for s in scores if scores[s] > 0),
+            key=lambda s: (-scores[s] * (TARGET_WEIGHT if target in s else 1), s),
+        )
         taken = affordable(sizes, [*held, *chosen], ranked, limit, batch)
         if not taken:
             break
