@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from medsynx.errors import MedsynxError
 
-Role = Literal["feature", "target", "survival_time", "event"]
+Role = Literal["feature", "target", "survival_time", "event", "treatment"]
 TrustMode = Literal["secure-sum", "local"]
 MAX_BINS = 256
 MAX_LEVELS = 1000
@@ -273,6 +273,12 @@ class Study(_Model):
         found: dict[str, str] = {c.role: n for n, c in self.data_columns.items() if c.role != "feature"}
         return found.get(role) or (found.get("event") if role == "target" else None)
 
+    @property
+    def survival(self) -> tuple[str, ...]:
+        """Follow-up time, event and, where one is declared, treatment; empty without a follow-up time."""
+        names = [self.by_role(r) for r in ("survival_time", "event", "treatment")]
+        return tuple(n for n in names if n) if names[0] else ()
+
     def canonical(self) -> bytes:
         """Canonical JSON: sorted keys, no spaces, columns as an ordered list since their order is part of the study."""
         body = self.model_dump(mode="json")
@@ -376,7 +382,7 @@ def _across(raw: dict[str, Any]) -> list[str]:
     data = {n: c for n, c in columns.items() if c.get("type") != "patient-id"}
     if not data and not raw.get("image"):
         out.append("columns: a study describes at least one column or an image")
-    for role in ("target", "survival_time", "event"):
+    for role in ("target", "survival_time", "event", "treatment"):
         named = [n for n, c in data.items() if c.get("role") == role]
         if len(named) > 1:
             out.append(f"columns: role {role} given to {', '.join(named)}; only one column may have it")

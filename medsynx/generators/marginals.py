@@ -124,14 +124,20 @@ def fit_model(plan: Schedule, state: State) -> Model:
     if "chosen" in state.arrays:
         wanted = [*_scopes(state.arrays["chosen"]), *_scopes(state.arrays["modelled"])]
     elif plan.course == "star":
-        wanted = plan.star
+        wanted = plan.always
     else:
-        wanted = select.grow(sizes, one, more, plan.masks, MODEL_CELLS, plan.target)
-    final = [m for m in more if m.query.scope in wanted]
+        wanted = _grow(plan, one, more)
+    wanted = [*([plan.survival] if plan.survival else []), *wanted]
+    final = sorted((m for m in more if m.query.scope in wanted), key=lambda m: wanted.index(m.query.scope))
     if plan.course != "pairs":  # nothing has looked yet whether these tables say more than their noise
         alone = fit(sizes, one, iterations=200, masks=plan.masks)
         expected = alone.pairs()
-        final = [m for m in final if select.gain(m, m.query.merge(expected[m.query.scope]) * alone.total) > 0]
+        final = [
+            m
+            for m in final
+            if m.query.scope == plan.survival
+            or select.gain(m, m.query.merge(expected[m.query.scope]) * alone.total) > 0
+        ]
     scopes = affordable(sizes, [*plan.masks], dict.fromkeys(m.query.scope for m in final), MODEL_CELLS)
     final = [m for m in final if m.query.scope in scopes]
     tree = fit(sizes, [*one, *final], iterations=0, masks=plan.masks).tree
@@ -148,12 +154,13 @@ def _choose(plan: Schedule, state: State) -> tuple[list[Scope], list[Scope]]:
         expected = model.pairs()
         contrast = {m.query.scope: _contrast(m, m.query.merge(expected[m.query.scope]) * model.total) for m in two}
         scores = {p: s for p, s in contrast.items() if p not in plan.star}
-        left = plan.clique_cells - sum(cells[p] for p in plan.star)
-        scopes = [*select.spanning_tree(len(plan.sizes), scores, cells, left), *plan.star]
+        scores.pop(plan.survival, None)
+        left = plan.clique_cells - sum(math.prod(plan.sizes[a] for a in p) for p in plan.always)
+        scopes = [*select.spanning_tree(len(plan.sizes), scores, cells, left), *plan.always]
         return scopes, scopes
     held = _measured(plan, "tables", state)
     one, two = [m for m in held if len(m.query.scope) == 1], [m for m in held if len(m.query.scope) == 2]
-    chosen = select.grow(plan.sizes, one, two, plan.masks, MODEL_CELLS, plan.target)
+    chosen = _grow(plan, one, held[len(one) :])
     std = two[0].std if two else 0.0
     scopes = select.triangles(plan.sizes, chosen, estimate_total(held) / max(CELL_RECORDS * std, 1e-9))
     left, out = plan.clique_cells, []
@@ -163,6 +170,14 @@ def _choose(plan: Schedule, state: State) -> tuple[list[Scope], list[Scope]]:
             left -= size
             out.append(s)
     return chosen, out
+
+
+def _grow(plan: Schedule, one: list[Measurement], more: list[Measurement]) -> list[Scope]:
+    """The survival table, then pairs by what they add."""
+    forced = [m for m in more if m.query.scope == plan.survival]
+    pairs = [m for m in more if m not in forced and len(m.query.scope) == 2]
+    found = select.grow(plan.sizes, [*one, *forced], pairs, plan.masks, MODEL_CELLS, plan.target)
+    return [m.query.scope for m in forced] + found
 
 
 def _contrast(m: Measurement, expected: NDArray[np.float64]) -> float:

@@ -58,6 +58,7 @@ class Schedule:
         names = list(study.data_columns)
         target = study.by_role("target")
         self.target = names.index(target) if target else None
+        self.survival: Scope = tuple(sorted(names.index(n) for n in study.survival))  # always measured together
         self.patients, self.epsilon = patients, study.privacy.epsilon
         # averaging or a cap: what one patient amounts to is what the noise must hide
         self.multiplier = (
@@ -76,6 +77,11 @@ class Schedule:
     def star(self) -> list[Scope]:
         """Every pair with the target; none without one."""
         return [p for p in self.pairs if self.target in p]
+
+    @cached_property
+    def always(self) -> list[Scope]:
+        """What ``halves`` and ``star`` measure in full whatever is found: the star and the survival table."""
+        return self.star + [self.survival] * bool(self.survival and self.survival not in self.star)
 
     def misplaced(self, cells: float, tables: int, share: float) -> float:
         """Share of the records that noise alone puts in wrong cells of a table: cells x mean absolute noise / 2 / patients."""
@@ -109,8 +115,9 @@ class Schedule:
         if self.course == "pairs":
             two = [Query(p, tuple(self.starts[a] for a in p), tuple(self.sizes[a] for a in p)) for p in self.pairs]
             share = ONE_WAY
+            two += [Query.full(self.sizes, self.survival)] * (len(self.survival) == 3)
         else:
-            two, share = [Query.full(self.sizes, p) for p in self.star], STAR_ONE_WAY
+            two, share = [Query.full(self.sizes, p) for p in self.always], STAR_ONE_WAY
         weights = [share / len(one)] * len(one) + [(1 - share) / len(two)] * len(two) if two else None
         return TableSum([*one, *two], weights)
 
@@ -118,8 +125,9 @@ class Schedule:
     def clique_cells(self) -> int:
         """Length of the vector of chosen cliques, whatever is chosen."""
         if self.course == "pairs":
-            return min(CLIQUE_CELLS, sum(math.prod(self.sizes[a] for a in p) for p in self.pairs))
-        star = sum(math.prod(self.sizes[a] for a in p) for p in self.star)
+            own = math.prod(self.sizes[a] for a in self.survival) if len(self.survival) == 2 else 0
+            return max(own, min(CLIQUE_CELLS, sum(math.prod(self.sizes[a] for a in p) for p in self.pairs)))
+        star = sum(math.prod(self.sizes[a] for a in p) for p in self.always)
         rest = [p for p in self.pairs if p not in self.star]
         return star + max(
             math.ceil(1.5 * (len(self.sizes) - 1) * self._mean_cells(rest)),

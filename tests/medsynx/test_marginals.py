@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evaluation import survival
 from medsynx import codec
 from medsynx.generators import get_family
 from medsynx.generators.base import Patients, State, Total
@@ -231,3 +232,36 @@ def test_same_seed_same_rows():
     study = study_of("pairs")
     artefact = run(study, codec.encode(small_table(500, 3), study)[0])
     assert (drawn(study, artefact) == drawn(study, artefact)).all()
+
+
+@pytest.mark.parametrize("course", COURSES)
+@pytest.mark.parametrize("arms", [False, True])
+def test_time_event_and_treatment_are_always_measured_together(course, arms, raw_study):
+    raw_study["columns"] |= {
+        "days": {"type": "numeric", "bounds": [0, 100], "bins": 5, "role": "survival_time"},
+        "died": {"type": "categorical", "levels": ["no", "yes"], "role": "event"},
+        "arm": {"type": "categorical", "levels": ["a", "b"], "role": "treatment" if arms else "feature"},
+    }
+    patients = {"pairs": 100_000, "halves": 500, "star": 20}[course]
+    raw_study["family"]["parameters"] = {"patients": patients}
+    study = parse_study(raw_study)
+    plan = schedule(study)
+    assert plan.course == course and plan.survival == ((5, 6, 7) if arms else (5, 6))
+    rng = np.random.default_rng(0)
+    codes = np.stack([rng.integers(0, k - 1, 4000) for k in plan.sizes], axis=1)
+    codes[:, 6] = (codes[:, 5] < 2) ^ (codes[:, 7] == 1) if arms else codes[:, 5] < 2
+    artefact = run(study, codes)
+    assert any(set(plan.survival) <= set(t["columns"]) for t in artefact.sampler["tables"])
+    rows = drawn(study, artefact)
+    assert survival.distance(codes, rows, study) < 0.1 < survival.distance(codes, independent(codes), study)
+
+
+def test_kaplan_meier_by_hand(raw_study):
+    raw_study["columns"] = {
+        "days": {"type": "numeric", "bounds": [0, 3], "bins": 3, "role": "survival_time"},
+        "died": {"type": "categorical", "levels": ["no", "yes"], "role": "event"},
+    }
+    study = parse_study(raw_study)
+    codes = np.array([[0, 1], [0, 0], [1, 1], [2, 1], [2, 0], [3, 1], [1, 3]])
+    assert survival.curves(codes, study)[0] == pytest.approx([4 / 5, 4 / 5 * 2 / 3, 4 / 5 * 2 / 3 / 2])
+    assert survival.distance(codes, codes, study) == 0
