@@ -132,6 +132,7 @@ def simulate(
         "bytes_per_site": outcome.bytes_per_site,
         "bundle": str(bundle),
         "report": str(report),
+        "notes": list(outcome.artefact.notes),
         "warnings": _warnings(sites),
     }
 
