@@ -84,8 +84,10 @@ class SiteService:
         """The permit's data set, encoded for its study; kept for the next step of the same study."""
         at = (permit.study.digest, permit.dataset)
         if self._table is None or self._table[0] != at:
-            path = self.folder.path / self.folder.policy().datasets[permit.dataset].path
-            self._table = (at, prepare(read_table(path), permit.study, self.folder.key(), strict=self.strict))
+            policy = self.folder.policy()
+            frame = read_table(self.folder.path / policy.datasets[permit.dataset].path)
+            table = prepare(frame, permit.study, self.folder.key(), strict=self.strict, site=policy.site)
+            self._table = (at, table)
         return self._table[1]
 
     def _kept(self, run: str) -> Arrays:
