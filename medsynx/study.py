@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from medsynx.errors import MedsynxError
 
-Role = Literal["feature", "target", "survival_time", "event", "treatment"]
+Role = Literal["feature", "target", "survival_time", "event", "treatment", "site"]
 TrustMode = Literal["secure-sum", "local"]
 MAX_BINS = 256
 MAX_LEVELS = 1000
@@ -320,6 +320,8 @@ def parse_study(raw: object, source: str = "study") -> Study:
     except ValidationError as error:
         problems += [_line(e) for e in error.errors()]
     problems += _across(raw)
+    if study is not None:
+        problems += _small_delta(study)
     if study is not None and study.constraints and not problems:
         problems += _constraints(study)
     if problems:
@@ -328,6 +330,14 @@ def parse_study(raw: object, source: str = "study") -> Study:
         )
     assert study is not None
     return study
+
+
+def _small_delta(study: Study) -> list[str]:
+    """A delta above one in the expected patients would allow a mechanism that publishes one of them whole."""
+    patients = study.family.parameters.get("patients")
+    if isinstance(patients, int) and study.privacy.delta * patients > 1:
+        return [f"privacy.delta: {study.privacy.delta:g} is more than one in {patients:,} expected patients"]
+    return []
 
 
 def _constraints(study: Study) -> list[str]:
@@ -382,12 +392,17 @@ def _across(raw: dict[str, Any]) -> list[str]:
     data = {n: c for n, c in columns.items() if c.get("type") != "patient-id"}
     if not data and not raw.get("image"):
         out.append("columns: a study describes at least one column or an image")
-    for role in ("target", "survival_time", "event", "treatment"):
+    for role in ("target", "survival_time", "event", "treatment", "site"):
         named = [n for n, c in data.items() if c.get("role") == role]
         if len(named) > 1:
             out.append(f"columns: role {role} given to {', '.join(named)}; only one column may have it")
     if len(columns) - len(data) > 1:
         out.append("columns: more than one patient-id column")
+    out += [
+        f"columns.{n}: role site needs a categorical column, whose levels are the sites' names"
+        for n, c in data.items()
+        if c.get("role") == "site" and c.get("type") != "categorical"
+    ]
     roles = {c.get("role") for c in data.values()}
     if "survival_time" in roles and "event" not in roles:
         out.append("columns: a survival_time needs a column with role event")

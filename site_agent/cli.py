@@ -64,7 +64,7 @@ def check(
     folder, manifest = SiteFolder(dir), load_study(study)
     policy = folder.policy()
     check_policy(policy, manifest, dataset)
-    table = prepare(read_dataset(folder, dataset), manifest, folder.key(), strict=strict)
+    table = prepare(read_dataset(folder, dataset), manifest, folder.key(), strict=strict, site=policy.site)
     table.require(policy.limits.minimum_patients)
     report = table.report
     if as_json:

@@ -84,8 +84,8 @@ class SiteService:
         """The permit's data set, encoded for its study; kept for the next step of the same study."""
         at = (permit.study.digest, permit.dataset)
         if self._table is None or self._table[0] != at:
-            frame = read_dataset(self.folder, permit.dataset)
-            self._table = (at, prepare(frame, permit.study, self.folder.key(), strict=self.strict))
+            frame, site = read_dataset(self.folder, permit.dataset), self.folder.policy().site
+            self._table = (at, prepare(frame, permit.study, self.folder.key(), strict=self.strict, site=site))
         return self._table[1]
 
     def _kept(self, run: str) -> Arrays:

@@ -17,7 +17,7 @@ from medsynx.study import parse_study
 from tests.conftest import RAW_STUDY, small_table
 
 FAMILY = get_family("marginals")
-COURSES = {"pairs": 100_000, "halves": 280, "star": 20}  # expected patients that lead to each at epsilon 2
+COURSES = {"pairs": 10_000, "halves": 280, "star": 20}  # expected patients that lead to each at epsilon 2
 SIZES = codec.sizes(parse_study(RAW_STUDY))
 MANY = st.lists(st.tuples(*(st.integers(0, k - 1) for k in SIZES)), min_size=1, max_size=7)
 
