@@ -28,6 +28,8 @@ RADIOGRAPHIC = frozenset(
 #: computed by a machine from other images: labels and doses, no camera and no screen
 COMPUTED = frozenset(STORAGE + c for c in "66.4 66.7 481.2".split())
 jpeg12.install()
+#: JPEG, JPEG-LS near lossless, JPEG 2000, HTJ2K: their rounding goes past the bits stored, and no overlay survives it
+LOSSY = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 91, 203))
 SMALLEST = 12  # rows or columns below this cannot carry a legible word
 MOST_BLANKED = 0.25
 FRAMES_READ = 8
@@ -174,7 +176,7 @@ def _decode(ds: Dataset) -> NDArray[Any]:
         raise Quarantine("too-large", "pixels") from None
     except Exception as error:  # decoders raise what they like; none of it is a picture
         raise Quarantine("pixels-undecodable", type(error).__name__) from None
-    if _unused_bits(ds, values):
+    if ds.file_meta.TransferSyntaxUID not in LOSSY and _unused_bits(ds, values):
         raise Quarantine("overlay-embedded", "bits above those stored")
     many = int(ds.get("NumberOfFrames", 1) or 1) > 1
     return np.array(values if many else values[None])

@@ -328,6 +328,13 @@ def test_bits_above_those_stored_are_quarantined():
     assert refused.value.reason == "overlay-embedded"
 
 
+def test_rounding_of_a_lossy_codec_is_no_overlay():
+    """A bright 10-bit picture whose decoded samples pass 1023 by rounding."""
+    ds = read_test_file("JPGExtended.dcm")
+    ds.PatientID, ds.BitsStored, ds.HighBit = MRN, 8, 7
+    assert not clean(ds).changed_pixels
+
+
 def test_two_ideographs_are_a_name():
     """No font with ideographs is at hand: what counts as readable is tested on the recogniser's answer."""
     assert textfinder._letters("田中") >= 3 > 2 > textfinder._letters("口") and textfinder._letters("Ö1") == 2
