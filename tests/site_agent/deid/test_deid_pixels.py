@@ -329,8 +329,8 @@ def test_bits_above_those_stored_are_quarantined():
 
 
 def test_rounding_of_a_lossy_codec_is_no_overlay():
-    """A bright 10-bit picture whose decoded samples pass 1023 by rounding."""
-    ds = read_test_file("JPGExtended.dcm")
+    """Decoded samples pass what BitsStored holds."""
+    ds = read_test_file("JPEG2000.dcm")
     ds.PatientID, ds.BitsStored, ds.HighBit = MRN, 8, 7
     assert not clean(ds).changed_pixels
 
