@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from evaluation import fidelity, utility
+from evaluation import fidelity, survival, utility
 from evaluation.target import target
 from medsynx import codec
 from medsynx.codec import Codes
@@ -33,6 +33,11 @@ def figures(study: Study, train: Codes, holdout: Codes, synthetic: Codes) -> dic
     for name, learned in (("tstr_auc", synthetic), ("trtr_auc", train)):
         value, why = (None, "the study has no target") if task is None else utility.auc(study, task, learned, holdout)
         out[name] = {"value": value, "learner": "gradient boosting"} | ({"why": why} if why else {})
+    if survival.judged(study):
+        out["km"] = {
+            "value": survival.distance(train, synthetic, study),
+            "floor": survival.distance(train, holdout, study),
+        }
     for figure in out.values():
         figure["source"] = SOURCE
     return out

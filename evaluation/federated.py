@@ -59,18 +59,22 @@ class HoldoutLayout:
         self.blocks += [Block(n, (2, scorecard.BINS), SCORE_WEIGHT) for n in ("synthetic", "real") if self.task]
         self.length = sum(math.prod(b.shape) for b in self.blocks)
 
-    def tables(self, codes: Codes, cards: Arrays) -> list[NDArray[np.float64]]:
-        """Every table of these records, in counts."""
+    def tables(
+        self, codes: Codes, cards: Arrays, weights: NDArray[np.float64] | None = None
+    ) -> list[NDArray[np.float64]]:
+        """Every table of these records, in counts; a record counts its weight, 1 when omitted."""
         coarse = np.stack([m[codes[:, j]] for j, m in enumerate(self.coarse)], axis=1) if len(codes) else codes
-        out = fidelity.one_way(codes, self.sizes)
+        out = fidelity.one_way(codes, self.sizes, weights)
         out += [
-            fidelity.two_way(coarse, self.groups, p).reshape(self.groups[p[0]], self.groups[p[1]]) for p in self.pairs
+            fidelity.two_way(coarse, self.groups, p, weights).reshape(self.groups[p[0]], self.groups[p[1]])
+            for p in self.pairs
         ]
         if self.task:
             y = self.task.classes(codes)
             for name in ("synthetic", "real"):
                 bins = scorecard.score_bins(codes, self.sizes, self.task, np.asarray(cards[name], float))
-                flat = np.bincount(y[y >= 0] * scorecard.BINS + bins[y >= 0], minlength=2 * scorecard.BINS)
+                counted = None if weights is None else weights[y >= 0]
+                flat = np.bincount(y[y >= 0] * scorecard.BINS + bins[y >= 0], counted, minlength=2 * scorecard.BINS)
                 out.append(flat.reshape(2, scorecard.BINS).astype(float))
         return out
 
@@ -86,7 +90,7 @@ class HoldoutLayout:
         return [p.reshape(b.shape) / (b.weight * UNIT) for p, b in zip(parts, self.blocks, strict=True)]
 
     def sensitivity(self, cap: int) -> Sensitivity:
-        """One patient with at most ``cap`` records, which may all fall in the same cells."""
+        """One patient that amounts to at most ``cap`` whole records, which may all fall in the same cells."""
         squared = sum(b.weight**2 for b in self.blocks)
         return Sensitivity(
             l2=cap * UNIT * math.sqrt(squared),
@@ -124,7 +128,7 @@ class Evaluation:
         Their limit is the default 2**30 units: 2**20 counts of weight 1, or 2**18 in a score bin. The door clips there, which moves no two
         neighbouring data sets further apart.
         """
-        cap, layout, steps = study.privacy.max_records_per_patient, HoldoutLayout(study), []
+        cap, layout, steps = study.privacy.records_counted, HoldoutLayout(study), []
         if layout.task:
             size = sum(2 * layout.sizes[j] for j in layout.task.predictors)
             bound = Sensitivity(
@@ -148,9 +152,10 @@ class Evaluation:
     ) -> Contribution:
         """The step's counts of this site, exact: the door adds the noise."""
         layout = HoldoutLayout(study)
+        weights = patients.weights(UNIT, study.privacy) / UNIT  # whole units: exact in binary
         if priced.step.name == REFERENCE:
             assert layout.task
-            tables = scorecard.class_tables(patients.codes, layout.sizes, layout.task)
+            tables = scorecard.class_tables(patients.codes, layout.sizes, layout.task, weights)
             return Contribution({"sum": (np.concatenate([t.ravel() for t in tables]) * UNIT).astype(np.int64)})
         if layout.task:  # a scorecard comes from outside: refuse a bad one whatever the records are
             width = sum(layout.sizes[j] for j in layout.task.predictors)
@@ -158,7 +163,7 @@ class Evaluation:
                 card = state.arrays[name]
                 if card.shape != (width,) or not np.isfinite(card).all():
                     raise ValueError(f"the scorecard {name!r} does not fit the study")
-        return Contribution({"sum": layout.join(layout.tables(patients.codes, state.arrays))})
+        return Contribution({"sum": layout.join(layout.tables(patients.codes, state.arrays, weights))})
 
     def combine(self, study: Study, priced: PricedStep, state: State, total: Total) -> State:
         """Reference: learn the real scorecard. Hold-out: keep the noised tables."""

@@ -18,15 +18,15 @@ def tvd(a: Counts, b: Counts) -> float:
     return float(np.abs(a / a.sum() - b / b.sum()).sum() / 2)
 
 
-def one_way(codes: Codes, sizes: Sequence[int]) -> list[Counts]:
-    """Counts of each column's codes."""
-    return [np.bincount(codes[:, j], minlength=k).astype(float) for j, k in enumerate(sizes)]
+def one_way(codes: Codes, sizes: Sequence[int], weights: Counts | None = None) -> list[Counts]:
+    """Counts of each column's codes; a row counts its weight, 1 when omitted."""
+    return [np.bincount(codes[:, j], weights, minlength=k).astype(float) for j, k in enumerate(sizes)]
 
 
-def two_way(codes: Codes, sizes: Sequence[int], pair: tuple[int, int]) -> Counts:
-    """Counts of a pair of columns, shape (cells,)."""
+def two_way(codes: Codes, sizes: Sequence[int], pair: tuple[int, int], weights: Counts | None = None) -> Counts:
+    """Counts of a pair of columns, shape (cells,); weights as in :func:`one_way`."""
     a, b = pair
-    return np.bincount(codes[:, a] * sizes[b] + codes[:, b], minlength=sizes[a] * sizes[b]).astype(float)
+    return np.bincount(codes[:, a] * sizes[b] + codes[:, b], weights, minlength=sizes[a] * sizes[b]).astype(float)
 
 
 def mean_tvd1(a: Codes, b: Codes, sizes: Sequence[int]) -> float:

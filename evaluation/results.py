@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from evaluation import fidelity, gate
@@ -22,6 +23,7 @@ def build(
     rounds: list[dict[str, Any]],
     sites: list[str],
     privacy: dict[str, Any],
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Assemble the evaluation.
 
@@ -30,6 +32,7 @@ def build(
         direct: from real rows outside the door, or None.
         judged: state of the federated evaluation, for the plots.
         synthetic: rows drawn for the evaluation.
+        notes: sentences of the family on how it measured.
     """
     names, sizes = list(study.data_columns), codec.sizes(study)
     real = holdout_margins(study, judged) if judged else [None] * len(names)
@@ -54,6 +57,7 @@ def build(
         "rounds": rounds,
         "sites": sites,
         "privacy": privacy,
+        "notes": list(notes),
     }
 
 

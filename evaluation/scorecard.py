@@ -18,12 +18,18 @@ BINS = 16
 SPAN = 4.0  #: scores beyond +-SPAN share the outer bins; public
 
 
-def class_tables(codes: Codes, sizes: Sequence[int], task: Target) -> list[NDArray[np.float64]]:
-    """Counts (class x code) of each predictor, shape (2, codes of the predictor); rows without a class are left out."""
+def class_tables(
+    codes: Codes, sizes: Sequence[int], task: Target, weights: NDArray[np.float64] | None = None
+) -> list[NDArray[np.float64]]:
+    """Counts (class x code) of each predictor, shape (2, codes of the predictor); rows without a class are left out.
+
+    A row counts its weight, 1 when omitted.
+    """
     y = task.classes(codes)
     kept = y >= 0
+    weights = None if weights is None else weights[kept]
     return [
-        np.bincount(y[kept] * sizes[j] + codes[kept, j], minlength=2 * sizes[j]).reshape(2, -1).astype(float)
+        np.bincount(y[kept] * sizes[j] + codes[kept, j], weights, minlength=2 * sizes[j]).reshape(2, -1).astype(float)
         for j in task.predictors
     ]
 

@@ -6,6 +6,7 @@ one code a level, then ``other``, then ``missing``. Nothing is fitted: a row's c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,11 @@ class EncodeReport:
 def size(column: DataColumn) -> int:
     """Number of codes of a column, ``other`` and ``missing`` included."""
     return len(column.levels) + 2 if isinstance(column, LevelColumn | BooleanColumn) else len(column.cuts)
+
+
+def values(column: DataColumn) -> int:
+    """Number of codes that are values of the dictionary: without ``other`` and ``missing``."""
+    return len(column.levels) if isinstance(column, LevelColumn | BooleanColumn) else len(column.cuts) - 1
 
 
 def sizes(study: Study) -> tuple[int, ...]:
@@ -147,7 +153,8 @@ def _encode_binned(
 def decode(codes: Codes, study: Study, rng: np.random.Generator) -> pd.DataFrame:
     """Codes back to a table in the dictionary's spelling.
 
-    A bin becomes a uniform value inside it (whole for ``integer`` and dates), ``other`` the word ``other``, ``missing`` an empty cell.
+    A bin becomes a uniform value inside it (whole for ``integer`` and dates), ``other`` the word ``other``, ``missing`` an empty cell. Values
+    keep the study's order constraints wherever the bins let them, and then stay in their bins.
 
     Args:
         codes: int64, shape (rows, data columns), manifest order.
@@ -156,32 +163,71 @@ def decode(codes: Codes, study: Study, rng: np.random.Generator) -> pd.DataFrame
     import pandas as pd
 
     out: dict[str, Any] = {}
+    binned = {
+        name: _Bins(codes[:, j], column, rng)
+        for j, (name, column) in enumerate(study.data_columns.items())
+        if isinstance(column, NumericColumn | DateColumn)
+    }
+    _put_in_order(binned, study)
     for j, (name, column) in enumerate(study.data_columns.items()):
-        code = codes[:, j]
         if isinstance(column, LevelColumn | BooleanColumn):
-            out[name] = np.array([*column.levels, _word_for_other(column), None], dtype=object)[code]
+            out[name] = np.array([*column.levels, _word_for_other(column), None], dtype=object)[codes[:, j]]
             continue
-        cuts = np.asarray(column.cuts)
-        bins = len(cuts) - 1
-        at = np.minimum(code, bins - 1)
-        whole = isinstance(column, DateColumn) or column.integer
-        low, high = cuts[at], cuts[at + 1]
-        if whole:
-            first, last = np.ceil(low), np.where(at == bins - 1, np.floor(high), np.ceil(high) - 1)
-            value = first + np.floor(rng.random(len(code)) * (last - first + 1))
-        else:  # cut, not rounded, to few digits: rounding could carry a value into the next bin
-            digits = 10.0 ** _decimals(column)
-            value = np.maximum(low, np.floor((low + rng.random(len(code)) * (high - low)) * digits) / digits)
-        gap = code == bins
+        value, gap = binned[name].value, binned[name].gap
         if isinstance(column, DateColumn):
             days = pd.Series(pd.Timestamp(column.origin) + pd.to_timedelta(value, unit="D")).dt.strftime("%Y-%m-%d")
             out[name] = days.mask(gap, None)
-        elif whole:
+        elif column.integer:
             out[name] = pd.array(value.astype(np.int64), dtype="Int64")
             out[name][gap] = pd.NA
         else:
             out[name] = np.where(gap, np.nan, value)
     return pd.DataFrame(out)
+
+
+class _Bins:
+    """Values drawn inside the bins of one column: ``value``, within ``low`` and ``high`` (both included), and where it is missing."""
+
+    def __init__(self, code: Codes, column: NumericColumn | DateColumn, rng: np.random.Generator) -> None:
+        cuts = np.asarray(column.cuts)
+        bins = len(cuts) - 1
+        at = np.minimum(code, bins - 1)
+        self.gap, self.rng = code == bins, rng
+        self.whole = isinstance(column, DateColumn) or column.integer
+        self.shift = column.origin.toordinal() if isinstance(column, DateColumn) else 0
+        self.low, self.high = cuts[at], cuts[at + 1]
+        if self.whole:
+            self.low = np.ceil(self.low)
+            self.high = np.where(at == bins - 1, np.floor(self.high), np.ceil(self.high) - 1)
+        self.digits = 10.0 ** _decimals(column)
+        self.value = self.draw(self.low, self.high)
+
+    def draw(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Uniform values; cut, not rounded, to few digits: rounding could carry one into the next bin."""
+        if self.whole:
+            return low + np.floor(self.rng.random(len(low)) * (high - low + 1))
+        return np.maximum(low, np.floor((low + self.rng.random(len(low)) * (high - low)) * self.digits) / self.digits)
+
+
+def _put_in_order(binned: dict[str, _Bins], study: Study) -> None:
+    """Draw values again, within their bins, where the first of an ordered pair came out above the second."""
+    pairs = [(binned[a], binned[b]) for a, b in study.orders if a in binned]
+
+    def wrong(a: _Bins, b: _Bins) -> NDArray[np.int64]:
+        return np.flatnonzero((a.value + a.shift > b.value + b.shift) & ~a.gap & ~b.gap)
+
+    for a, b in pairs * 3:
+        at = wrong(a, b)
+        turn = b.shift - a.shift
+        a.value[at] = a.draw(a.low[at], np.minimum(a.high[at], b.high[at] + turn))
+        b.value[at] = b.draw(np.maximum(b.low[at], a.value[at] - turn), b.high[at])
+    # Chains may still be out of order: then every value goes as low as its bin and its predecessors let it.
+    at = np.unique(np.concatenate([wrong(a, b) for a, b in pairs] or [np.empty(0, np.int64)]))
+    for bins in {id(x): x for pair in pairs for x in pair}.values():
+        bins.value[at] = bins.low[at]
+    for a, b in pairs * len(pairs):
+        both = at[~a.gap[at] & ~b.gap[at]]
+        b.value[both] = np.maximum(b.value[both], a.value[both] + a.shift - b.shift)
 
 
 def _word_for_other(column: LevelColumn | BooleanColumn) -> str:
@@ -196,6 +242,72 @@ def _decimals(column: NumericColumn | DateColumn) -> int:
     """Digits that keep a hundredth of the narrowest bin."""
     narrowest = float(np.diff(column.cuts).min())
     return max(0, int(np.ceil(2 - np.log10(narrowest))))
+
+
+def allowed(conditions: Mapping[str, Any], study: Study) -> dict[int, NDArray[np.bool_]]:
+    """Conditions in the dictionary's words as masks over codes.
+
+    Args:
+        conditions: column -> a level, a number (its bin), None (missing), a list of these, or ``{"min": a, "max": b}`` for a binned
+            column: the bins that lie within; either end may be left out.
+
+    Returns:
+        Column position -> mask over the column's codes.
+
+    Raises:
+        MedsynxError: ``condition-invalid``.
+    """
+    out, names = {}, list(study.data_columns)
+    for name, wanted in conditions.items():
+        if name not in names:
+            raise MedsynxError("condition-invalid", f"the study has no column {name!r}")
+        column = study.data_columns[name]
+        mask = np.zeros(size(column), bool)
+        if isinstance(wanted, dict):
+            if isinstance(column, LevelColumn | BooleanColumn) or not set(wanted) <= {"min", "max"} or not wanted:
+                raise MedsynxError("condition-invalid", f"columns.{name}: a range is {{min, max}} of a binned column")
+            low, high = (
+                _day(column, wanted[k]) if k in wanted else e
+                for k, e in zip(("min", "max"), column.bounds, strict=True)
+            )
+            cuts = np.asarray(column.cuts)
+            mask[:-1] = (cuts[:-1] >= low) & (cuts[1:] <= high)
+            if not mask.any():
+                raise MedsynxError(
+                    "condition-invalid", f"columns.{name}: no bin of the dictionary lies within this range"
+                )
+        else:
+            for value in wanted if isinstance(wanted, list | tuple) else [wanted]:
+                mask[_code(name, column, value)] = True
+        out[names.index(name)] = mask
+    return out
+
+
+def _code(name: str, column: DataColumn, value: Any) -> int:
+    if value is None:
+        return size(column) - 1
+    if isinstance(column, LevelColumn | BooleanColumn):
+        known = {level: k for k, level in enumerate([*column.levels, _word_for_other(column)])}
+        spelled = _spelling(value, known)
+        if spelled not in known:
+            raise MedsynxError("condition-invalid", f"columns.{name}: no such level in the dictionary")
+        return known[spelled]
+    number, (lower, upper) = _day(column, value), column.bounds
+    if not lower <= number <= upper:
+        raise MedsynxError("condition-invalid", f"columns.{name}: outside the bounds {lower:g} to {upper:g}")
+    return min(int(np.searchsorted(column.cuts, number, side="right")) - 1, len(column.cuts) - 2)
+
+
+def _day(column: NumericColumn | DateColumn, value: Any) -> float:
+    """A number, or a date as days since the column's origin."""
+    import pandas as pd
+
+    try:
+        if isinstance(column, DateColumn) and not isinstance(value, int | float):
+            return (pd.Timestamp(value) - pd.Timestamp(column.origin)) / pd.Timedelta(days=1)
+        return float(value)
+    except (TypeError, ValueError):
+        raise MedsynxError("condition-invalid", "a binned column is compared with a number or an ISO date") from None
 
 
 def to_onehot(codes: Codes, study: Study) -> NDArray[np.float32]:

@@ -51,6 +51,7 @@ CODES: dict[str, tuple[int, str]] = {
     "bundle-changed": (52, "Do not use this bundle: a file in it is not the one that was signed."),
     "bundle-not-private": (53, "Noise was off or seeded in this run; run the study again without test switches."),
     "rows-invalid": (54, "Ask for between 1 and 10,000,000 rows."),
+    "condition-invalid": (55, "Name columns of the study, levels of the dictionary, or ranges that hold a whole bin."),
     # server (60-69)
     "server-not-initialised": (60, "Run `medsynx server init` first."),
     "server-exists": (61, "The server is already set up; delete its folder to start over."),

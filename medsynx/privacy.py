@@ -273,6 +273,7 @@ def statement(privacy: PrivacySpec, quorum: int, plan: Plan, *, noise: bool = Tr
         "trust": privacy.trust,
         "guarantees": both,
         "max_records_per_patient": privacy.max_records_per_patient,
+        "records": privacy.records,
         "note": "A patient seen at m sites is counted at each of them: epsilon then adds up over those sites.",
         "events": [
             {

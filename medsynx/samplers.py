@@ -1,13 +1,13 @@
 """Drawing rows from a bundle with numpy or ONNX Runtime alone: no torch, no flwr, no training code.
 
-Kinds of ``sampler.json``: ``clique-tree`` (conditional tables, numpy) and ``onnx-softmax`` (a generator network that gives one block of
-logits a column).
+Kinds of ``sampler.json``: ``clique-tree`` (conditional tables of a junction tree, numpy; exact under conditions on any columns) and
+``onnx-softmax`` (a generator network that gives one block of logits a column; it takes no conditions).
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from medsynx import codec
 from medsynx.bundle import Bundle
 from medsynx.codec import Codes
 from medsynx.errors import MedsynxError
+from medsynx.generators.graphical.sample import CliqueTable, CliqueTreeSampler
 from medsynx.study import Study
 
 if TYPE_CHECKING:
@@ -29,34 +30,6 @@ class Sampler(Protocol):
 
     def sample(self, rows: int, rng: np.random.Generator) -> Codes:
         """Codes of shape (rows, data columns)."""
-
-
-class CliqueTreeSampler:
-    """Ancestral sampling down a tree of conditional tables ``P(new columns | given columns)``.
-
-    Attributes of a table: ``new`` and ``given`` (column positions) and ``cdf``, float64 of shape (cells of given, cells of new), rows
-    rising to 1. One inverse-CDF look-up draws a table for all rows at once.
-    """
-
-    def __init__(self, tables: list[tuple[list[int], list[int], np.ndarray]], sizes: tuple[int, ...]) -> None:
-        self.sizes = sizes
-        self.tables = []
-        for new, given, cdf in tables:
-            flat = (cdf + np.arange(len(cdf))[:, None]).ravel()
-            self.tables.append((new, given, cdf.shape[1], flat))
-
-    def sample(self, rows: int, rng: np.random.Generator) -> Codes:
-        """See :class:`Sampler`."""
-        out = np.zeros((rows, len(self.sizes)), np.int64)
-        for new, given, width, flat in self.tables:
-            row = np.zeros(rows, np.int64)
-            if given:
-                row = np.ravel_multi_index([out[:, a] for a in given], [self.sizes[a] for a in given])
-            cell = np.searchsorted(flat, row + rng.random(rows), side="right") - row * width
-            cell = np.clip(cell, 0, width - 1)
-            for a, values in zip(new, np.unravel_index(cell, [self.sizes[a] for a in new]), strict=True):
-                out[:, a] = values
-        return out
 
 
 class OnnxSoftmaxSampler:
@@ -91,12 +64,18 @@ def open_sampler(manifest: dict[str, Any], files: dict[str, bytes], study: Study
         match manifest:
             case {"kind": "clique-tree", "file": str(name), "tables": [*tables]}:
                 with np.load(io.BytesIO(files[name]), allow_pickle=False) as arrays:
-                    return CliqueTreeSampler([(t["new"], t["given"], arrays[t["cdf"]]) for t in tables], sizes)
+                    return CliqueTreeSampler([_clique(t, arrays[t["table"]]) for t in tables], sizes)
             case {"kind": "onnx-softmax", "file": str(name), "latent": int(latent)}:
                 return OnnxSoftmaxSampler(files[name], latent, sizes)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, IndexError, TypeError, ValueError):
         raise MedsynxError("bundle-unreadable", "the sampler does not fit its files") from None
     raise MedsynxError("bundle-unreadable", "the bundle has a sampler this release does not know")
+
+
+def _clique(entry: dict[str, Any], table: np.ndarray) -> CliqueTable:
+    parent = entry["parent"]
+    table = table.astype(np.float64)
+    return CliqueTable(tuple(entry["columns"]), tuple(entry["given"]), None if parent is None else int(parent), table)
 
 
 def bundle_sampler(bundle: Bundle) -> Sampler:
@@ -106,15 +85,26 @@ def bundle_sampler(bundle: Bundle) -> Sampler:
     return open_sampler(bundle.json("sampler.json"), files, bundle.study)
 
 
-def draw(bundle: Bundle, rows: int, seed: int | None = None) -> Iterator[pd.DataFrame]:
-    """Synthetic rows in chunks of at most 100,000. The same bundle, rows and seed give the same table; the seed has no part in the privacy noise.
+def draw(
+    bundle: Bundle, rows: int, seed: int | None = None, conditions: Mapping[str, Any] | None = None
+) -> Iterator[pd.DataFrame]:
+    """Synthetic rows in chunks of at most 100,000.
+
+    The same bundle, rows, seed and conditions give the same table; the seed has no part in the privacy noise.
+
+    Args:
+        conditions: column -> what it may be, see :func:`medsynx.codec.allowed`. Rows then follow the generator's distribution given that.
 
     Raises:
-        MedsynxError: ``rows-invalid``, or what :func:`open_sampler` raises - before the first chunk.
+        MedsynxError: ``rows-invalid``, ``condition-invalid``, or what :func:`open_sampler` raises - before the first chunk.
     """
     if not 1 <= rows <= MAX_ROWS:
         raise MedsynxError("rows-invalid", f"{rows} rows asked for")
     sampler, study, rng = bundle_sampler(bundle), bundle.study, np.random.default_rng(seed)
+    if conditions:
+        if not isinstance(sampler, CliqueTreeSampler):
+            raise MedsynxError("condition-invalid", f"the family {study.family.name} draws without conditions only")
+        sampler = sampler.given(codec.allowed(conditions, study))
 
     def chunks() -> Iterator[pd.DataFrame]:
         for start in range(0, rows, CHUNK):

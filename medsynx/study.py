@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from medsynx.errors import MedsynxError
 
-Role = Literal["feature", "target", "survival_time", "event"]
+Role = Literal["feature", "target", "survival_time", "event", "treatment", "site"]
 TrustMode = Literal["secure-sum", "local"]
 MAX_BINS = 256
 MAX_LEVELS = 1000
@@ -180,14 +180,24 @@ class FamilySpec(_Model):
 
 
 class PrivacySpec(_Model):
-    """The budget of one run, for one patient at one site, neighbouring data sets differing by adding or removing that patient."""
+    """The budget of one run, for one patient at one site, neighbouring data sets differing by adding or removing that patient.
+
+    ``records`` says how a patient of several records counts: ``capped``, each of at most ``max_records_per_patient`` fully (noise grows with
+    that number), or ``averaged``, the patient's k records 1/k each in fixed point (noise does not grow; tables describe patients, not records).
+    """
 
     epsilon: float = Field(gt=0, le=100)
     delta: float = Field(gt=0, le=1e-3)
     unit: Literal["patient"] = "patient"
     max_records_per_patient: int = Field(default=1, ge=1, le=100)
+    records: Literal["capped", "averaged"] = "capped"
     trust: TrustMode = "secure-sum"
     tolerated_dropouts: int = Field(default=0, ge=0)
+
+    @property
+    def records_counted(self) -> int:
+        """How many whole records one patient can amount to."""
+        return 1 if self.records == "averaged" else self.max_records_per_patient
 
 
 class RoundSpec(_Model):
@@ -202,6 +212,18 @@ class EvaluationSpec(_Model):
 
     federated: bool = True
     reference_share: float = Field(default=0.1, gt=0, lt=1)
+
+
+class ImpossibleConstraint(_Model):
+    """A combination that no record has: each named column takes one of the given values (see :func:`medsynx.codec.allowed`)."""
+
+    impossible: dict[str, Any] = Field(min_length=1)
+
+
+class OrderConstraint(_Model):
+    """Two columns of one kind, the first never above the second; a missing value is above nothing."""
+
+    order: tuple[str, str]
 
 
 class GateSpec(_Model):
@@ -219,6 +241,7 @@ class Study(_Model):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{1,62}$")
     title: str = ""
     columns: dict[str, Column] = Field(default_factory=dict)
+    constraints: tuple[ImpossibleConstraint | OrderConstraint, ...] = ()
     missing_values: tuple[str, ...] = ("", "NA", "NaN", "nan", "?")
     image: ImageSpec | None = None
     family: FamilySpec
@@ -237,10 +260,24 @@ class Study(_Model):
         """Name of the patient id column; None when each row is a patient of its own."""
         return next((n for n, c in self.columns.items() if isinstance(c, PatientIdColumn)), None)
 
+    @property
+    def orders(self) -> list[tuple[str, str]]:
+        """Ordered pairs of columns, with those that follow from others: a <= b and b <= c give a <= c."""
+        found = dict.fromkeys(c.order for c in self.constraints if isinstance(c, OrderConstraint))
+        for _ in range(len(found)):
+            found |= dict.fromkeys((a, d) for a, b in found for c, d in found if b == c and a != d)
+        return list(found)
+
     def by_role(self, role: Role) -> str | None:
         """Name of the column with this role, or None. ``event`` stands in for an absent ``target``."""
         found: dict[str, str] = {c.role: n for n, c in self.data_columns.items() if c.role != "feature"}
         return found.get(role) or (found.get("event") if role == "target" else None)
+
+    @property
+    def survival(self) -> tuple[str, ...]:
+        """Follow-up time, event and, where one is declared, treatment; empty without a follow-up time."""
+        names = [self.by_role(r) for r in ("survival_time", "event", "treatment")]
+        return tuple(n for n in names if n) if names[0] else ()
 
     def canonical(self) -> bytes:
         """Canonical JSON: sorted keys, no spaces, columns as an ordered list since their order is part of the study."""
@@ -283,12 +320,45 @@ def parse_study(raw: object, source: str = "study") -> Study:
     except ValidationError as error:
         problems += [_line(e) for e in error.errors()]
     problems += _across(raw)
+    if study is not None:
+        problems += _small_delta(study)
+    if study is not None and study.constraints and not problems:
+        problems += _constraints(study)
     if problems:
         raise MedsynxError(
             "study-invalid", f"{source}: {len(problems)} error{'s' * (len(problems) > 1)}", details=problems
         )
     assert study is not None
     return study
+
+
+def _small_delta(study: Study) -> list[str]:
+    """A delta above one in the expected patients would allow a mechanism that publishes one of them whole."""
+    patients = study.family.parameters.get("patients")
+    if isinstance(patients, int) and study.privacy.delta * patients > 1:
+        return [f"privacy.delta: {study.privacy.delta:g} is more than one in {patients:,} expected patients"]
+    return []
+
+
+def _constraints(study: Study) -> list[str]:
+    """Constraints on columns that are not there or cannot be compared; then what :mod:`medsynx.constraints` finds."""
+    from medsynx.constraints import problems
+
+    out: list[str] = []
+    for k, constraint in enumerate(study.constraints):
+        named = constraint.order if isinstance(constraint, OrderConstraint) else tuple(constraint.impossible)
+        unknown = [n for n in named if n not in study.data_columns]
+        if unknown:
+            out.append(f"constraints.{k}: no column {', '.join(unknown)}")
+        elif isinstance(constraint, OrderConstraint):
+            first, second = (study.data_columns[n] for n in named)
+            ordered = first.type == second.type and first.type in ("numeric", "date", "ordinal")
+            alike = not isinstance(first, LevelColumn) or first.levels == getattr(second, "levels", None)
+            if named[0] == named[1] or not ordered or not alike:
+                out.append(
+                    f"constraints.{k}: an order needs two numeric, two date or two ordinal columns of the same levels"
+                )
+    return out or problems(study)
 
 
 def _every_bin_holds_a_whole_number(cuts: tuple[float, ...]) -> bool:
@@ -322,12 +392,17 @@ def _across(raw: dict[str, Any]) -> list[str]:
     data = {n: c for n, c in columns.items() if c.get("type") != "patient-id"}
     if not data and not raw.get("image"):
         out.append("columns: a study describes at least one column or an image")
-    for role in ("target", "survival_time", "event"):
+    for role in ("target", "survival_time", "event", "treatment", "site"):
         named = [n for n, c in data.items() if c.get("role") == role]
         if len(named) > 1:
             out.append(f"columns: role {role} given to {', '.join(named)}; only one column may have it")
     if len(columns) - len(data) > 1:
         out.append("columns: more than one patient-id column")
+    out += [
+        f"columns.{n}: role site needs a categorical column, whose levels are the sites' names"
+        for n, c in data.items()
+        if c.get("role") == "site" and c.get("type") != "categorical"
+    ]
     roles = {c.get("role") for c in data.values()}
     if "survival_time" in roles and "event" not in roles:
         out.append("columns: a survival_time needs a column with role event")

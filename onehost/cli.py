@@ -82,6 +82,8 @@ def _show(result: dict[str, Any]) -> None:
     console = Console()
     for line in result["warnings"]:
         console.print(f"[yellow]{line}")
+    for line in result["notes"]:
+        console.print(line, highlight=False)
     table = Table(title=f"{result['study']} ({result['family']})", show_header=False)
     table.add_row("sites, patients", f"{result['sites']}, {result['patients']:,}")
     table.add_row("rounds, seconds", f"{result['rounds']}, {result['seconds']}")

@@ -67,7 +67,7 @@ def make_sites(
         site = SiteFolder.create(folder / name, policy)
         frame = read_table(path)
         try:
-            table = prepare(frame, study, site.key(), strict=strict)
+            table = prepare(frame, study, site.key(), strict=strict, site=name)
             table.require(MINIMUM_PATIENTS)
         except MedsynxError as error:
             raise MedsynxError(error.code, f"{path.name}: {error.message}", hint=error.hint) from None
@@ -132,6 +132,7 @@ def simulate(
         "bytes_per_site": outcome.bytes_per_site,
         "bundle": str(bundle),
         "report": str(report),
+        "notes": list(outcome.artefact.notes),
         "warnings": _warnings(sites),
     }
 

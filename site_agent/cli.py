@@ -57,14 +57,14 @@ def check(
 ) -> None:
     """Read the data set by the study's dictionary and show what would be clipped, unseen or missing. Sends nothing."""
     from medsynx.study import load_study
-    from medsynx.tables import read_table
+    from site_agent.datasets import read_dataset
     from site_agent.ingest import prepare
     from site_agent.policy import SiteFolder, check_policy
 
     folder, manifest = SiteFolder(dir), load_study(study)
     policy = folder.policy()
     check_policy(policy, manifest, dataset)
-    table = prepare(read_table(dir / policy.datasets[dataset].path), manifest, folder.key(), strict=strict)
+    table = prepare(read_dataset(folder, dataset), manifest, folder.key(), strict=strict, site=policy.site)
     table.require(policy.limits.minimum_patients)
     report = table.report
     if as_json:

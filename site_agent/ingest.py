@@ -48,18 +48,21 @@ class LocalTable:
             raise MedsynxError("patients-too-few", f"the data set has fewer than {minimum} patients")
 
 
-def prepare(frame: pd.DataFrame, study: Study, key: bytes, *, strict: bool = False) -> LocalTable:
+def prepare(frame: pd.DataFrame, study: Study, key: bytes, *, strict: bool = False, site: str = "") -> LocalTable:
     """Encode, cap and split a table.
 
     Args:
         frame: as from :func:`medsynx.tables.read_table`.
         key: the site's secret.
+        site: its public name: what a column of role ``site`` holds where the table has no such column.
         strict: see :func:`medsynx.codec.encode`; also refuses patients with more records than the study's cap.
 
     Raises:
         MedsynxError: the codec's, or ``patient-duplicate``, or ``column-missing`` for an empty patient id.
     """
-    codes, report = codec.encode(frame, study, strict=strict)
+    column = study.by_role("site")
+    named = frame.assign(**{column: site}) if column and column not in frame.columns else frame
+    codes, report = codec.encode(named, study, strict=strict)
     names, rows = _names(frame, study, key)
     cap = study.privacy.max_records_per_patient
     kept, capped = _cap(names, rows, cap)

@@ -12,9 +12,10 @@ import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medsynx.errors import MedsynxError
 from medsynx.study import Study, TrustMode, parse_study
@@ -22,10 +23,17 @@ from site_agent.ledger import Budget
 
 
 class Dataset(BaseModel):
-    """A registered table; a relative path starts at the site's folder."""
+    """A registered data set: a table's ``path`` (a relative one starts at the site's folder), or the name of a data set in the ``vault``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    path: Path
+    path: Path | None = None
+    vault: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.path is None) == (self.vault is None):
+            raise ValueError("name either path or vault")
+        return self
 
 
 class Limits(BaseModel):
@@ -77,7 +85,9 @@ class SiteFolder:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.chmod(0o700)
         (path / "approvals").mkdir(mode=0o700, exist_ok=True)
-        (path / "site.yaml").write_text(yaml.safe_dump(policy.model_dump(mode="json"), sort_keys=False), "utf-8")
+        (path / "site.yaml").write_text(
+            yaml.safe_dump(policy.model_dump(mode="json", exclude_none=True), sort_keys=False), "utf-8"
+        )
         with os.fdopen(os.open(path / "site.key", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as f:
             f.write(secrets.token_bytes(32))
         return SiteFolder(path)

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from medsynx.generators.base import Arrays, State, Total
+from medsynx.generators.averaging import centre, weights_of
+from medsynx.generators.base import State, Total
 from medsynx.plan import PricedStep
 from medsynx.privacy import share_divisor
 from medsynx.study import Study
@@ -25,22 +26,20 @@ def usable(reply: Reply, priced: PricedStep, state: State) -> bool:
         return False
     if not all(a.dtype == np.float32 and np.isfinite(a).all() for a in arrays.values()):
         return False
-    return not state.arrays or {n: a.shape for n, a in arrays.items()} == {n: a.shape for n, a in state.arrays.items()}
+    known = weights_of(state.arrays)
+    return not known or {n: a.shape for n, a in arrays.items()} == {n: a.shape for n, a in known.items()}
 
 
 def combine(replies: dict[str, Reply], priced: PricedStep, study: Study) -> Total:
     """Total of usable replies by site.
 
-    A sum's noise is what every contributing site added: each a share of the priced variance. A model's weights are averaged with equal
-    weights, since the numbers of patients are private.
+    A sum's noise is what every contributing site added: each a share of the priced variance. A model's updates become one by the family
+    parameter ``centre``, every site counting once.
     """
     ordered = [replies[site].arrays for site in sorted(replies)]
     if priced.step.cargo == "model-update":
-        mean: Arrays = {
-            n: np.mean([a[n].astype(np.float64) for a in ordered], axis=0).astype(np.float32)
-            for n in sorted(ordered[0])
-        }
-        return Total(mean, 0.0, len(ordered))
+        how = study.family.parameters.get("centre", "mean")
+        return Total(centre(ordered, how), 0.0, len(ordered))
     total = np.sum([a["sum"].astype(np.int64) for a in ordered], axis=0)
     shares = len(ordered) / share_divisor(study.privacy, study.rounds.quorum)
     return Total({"sum": total}, priced.noise_std * math.sqrt(shares), len(ordered))

@@ -98,7 +98,7 @@ def conduct(federation: Federation, folder_path: Path, run_config: dict[str, Any
     try:
         tell()
         _await_sites(federation, study)
-        run = Run(study, federation, name, watch)
+        run = Run(study, federation, name, watch, target / "checkpoint.npz")
         outcome = run.conduct()
         tell(message="report and bundle")
         bundle, report, evaluation = publish(outcome, target, folder_path / "signing.pem", simulated=False)

@@ -57,6 +57,7 @@ def publish(
         rounds=rounds,
         sites=outcome.sites,
         privacy=privacy,
+        notes=outcome.artefact.notes,
     )
     html = render(evaluation)
     files = {
@@ -92,6 +93,7 @@ def _card(outcome: Outcome, privacy: dict[str, Any]) -> str:
             f"- Epsilon {researcher:.4g} against researchers, {coordinator:.4g} against the coordinator, delta {study.privacy.delta:g}",
             f"- Unit: one patient of one site ({privacy['note']})",
             f"- Aggregation: {privacy['aggregation']}",
+            *(f"- {note}" for note in outcome.artefact.notes),
             f"- Study digest: `{study.digest}`",
             "",
         ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ from evaluation.programme import priced_plan
 from medsynx.codec import Codes
 from medsynx.errors import MedsynxError
 from medsynx.generators import get_family
-from medsynx.generators.base import Artefact, Family, State, Total
+from medsynx.generators.averaging import weights_of
+from medsynx.generators.base import Arrays, Artefact, Family, State, Total
 from medsynx.plan import Plan, PricedStep
 from medsynx.samplers import open_sampler
 from medsynx.study import Study
 from medsynx.wire import Reply, Request
+from strategies import checkpoint
 from strategies.aggregate import combine, usable
 from strategies.federation import Answer, Federation
 
@@ -93,10 +96,20 @@ class Run:
     Args:
         name: names the run at the sites: lower case letters, digits and dashes.
         watch: called before and after each exchange.
+        checkpoint: file written after each exchange; a run of this name that finds its own there goes on behind the last one.
     """
 
-    def __init__(self, study: Study, federation: Federation, name: str, watch: Watcher = lambda progress: None) -> None:
+    def __init__(
+        self,
+        study: Study,
+        federation: Federation,
+        name: str,
+        watch: Watcher = lambda progress: None,
+        checkpoint: Path | None = None,
+    ) -> None:
         self.study, self.federation, self.name, self.watch = study, federation, name, watch
+        self.checkpoint = checkpoint
+        self.synthetic: Codes | None = None
         self.plan = priced_plan(study)
         self.rounds: list[Round] = []
         self.private = True
@@ -112,13 +125,18 @@ class Run:
         if len(self.sites) < self.study.rounds.quorum:
             raise QuorumLost("start", self.study.rounds.quorum, {})
         family = get_family(self.study.family.name)
-        state = self._phase(family, State())
-        artefact = family.export(self.study, state)
-        sampler = open_sampler(artefact.sampler, artefact.files, self.study)
-        synthetic = sampler.sample(JUDGED_ROWS, np.random.default_rng())
+        trained, judging = self._resume()
+        if judging is None:
+            trained = self._phase(family, trained)
+        artefact = family.export(self.study, trained)
+        if self.synthetic is None:
+            sampler = open_sampler(artefact.sampler, artefact.files, self.study)
+            self.synthetic = sampler.sample(JUDGED_ROWS, np.random.default_rng())
+        synthetic = self.synthetic
         figures, judged = None, None
         if self.study.evaluation.federated:
-            judged = self._phase(federated.Evaluation(), federated.start(self.study, synthetic))
+            begun = judging or federated.start(self.study, synthetic)
+            judged = self._phase(federated.Evaluation(), begun, trained)
             figures = federated.figures(self.study, judged, synthetic)
         return Outcome(
             self.name,
@@ -133,19 +151,46 @@ class Run:
             time.monotonic() - began,
         )
 
-    def _phase(self, family: Family | federated.Evaluation, state: State) -> State:
+    def _phase(self, family: Family | federated.Evaluation, state: State, trained: State | None = None) -> State:
+        """Exchanges until the family needs no more. ``trained``: the generator's state, while it is being judged."""
         while (step := family.next_step(self.study, state)) is not None:
             priced = self.plan.find(step.name)
             if priced is None:
                 raise MedsynxError("step-not-planned", f"the plan has no step {step.name!r}")
             state = family.combine(self.study, priced, state, self._exchange(priced, state))
+            self._save(state, trained)
         return state
+
+    def _save(self, state: State, trained: State | None) -> None:
+        if self.checkpoint is None:
+            return
+        facts: dict[str, Any] = {"study": self.study.digest, "name": self.name, "private": self.private}
+        facts["rounds"] = rounds_json(self.rounds)
+        facts["trained"] = trained.facts if trained else None
+        arrays: Arrays = {f"trained.{n}": a for n, a in trained.arrays.items()} if trained else {}
+        if self.synthetic is not None:
+            arrays["synthetic"] = self.synthetic
+        checkpoint.save(self.checkpoint, checkpoint.Checkpoint(state, facts, arrays))
+
+    def _resume(self) -> tuple[State, State | None]:
+        """The generator's state so far and, when it was being judged, the evaluation's."""
+        held = self.checkpoint and checkpoint.load(self.checkpoint, self.study.digest, self.name)
+        if not held:
+            return State(), None
+        self.rounds, self.private = [Round(**r) for r in held.facts["rounds"]], held.facts["private"]
+        if held.facts["trained"] is None:
+            return held.state, None
+        self.synthetic = held.arrays["synthetic"]
+        arrays = {n.removeprefix("trained."): a for n, a in held.arrays.items() if n.startswith("trained.")}
+        return State(arrays, held.facts["trained"]), held.state
 
     def _exchange(self, priced: PricedStep, state: State) -> Total:
         step, study, began = priced.step, self.study, time.monotonic()
         self._report(step.name, dict.fromkeys(self.sites, "asked"))
         answers = self.federation.ask(
-            Request(self.name, study.digest, step.name, state), self.sites, study.rounds.deadline_seconds
+            Request(self.name, study.digest, step.name, State(weights_of(state.arrays), state.facts)),
+            self.sites,
+            study.rounds.deadline_seconds,
         )
         good: dict[str, Reply] = {}
         missing: dict[str, str] = {}

@@ -2,12 +2,14 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from pydicom.data import get_testdata_file
 
 from tests.conftest import RAW_STUDY, small_table
 
@@ -27,6 +29,8 @@ def desk(tmp_path_factory):
         small_table(400, seed).to_csv(folder / f"{name}.csv", index=False)
     raw = {**RAW_STUDY, "privacy": {**RAW_STUDY["privacy"], "epsilon": 1.0}}
     (folder / "study.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    (folder / "scans").mkdir()
+    shutil.copy(str(get_testdata_file("CT_small.dcm", download=False)), folder / "scans")
     return folder
 
 

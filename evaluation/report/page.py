@@ -11,6 +11,10 @@ FIGURES = {
     "trtr_auc": ("AUC, trained on real", "The same learner trained on real patients: the ceiling."),
     "tvd1": ("Distance, single columns", "Mean total variation distance; 0 is identical, 1 is disjoint."),
     "tvd2": ("Distance, pairs of columns", "Mean total variation distance over pairs of columns."),
+    "km": (
+        "Kaplan-Meier distance",
+        "Mean area between the survival curves of synthetic and real patients, as a share of the follow-up.",
+    ),
 }
 
 UNSTATED: dict[str, Any] = {
@@ -33,6 +37,7 @@ ABSENT: dict[str, Any] = {
     "rounds": [],
     "sites": [],
     "privacy": {},
+    "notes": [],
 }
 
 
@@ -68,7 +73,11 @@ def render(evaluation: dict[str, Any]) -> str:
 
 
 def _cards(figures: dict[str, Any]) -> list[tuple[str, str, dict[str, Any] | None]]:
-    return [(title, note, figures.get(key)) for key, (title, note) in FIGURES.items()] if figures else []
+    return (
+        [(t, note, figures.get(key)) for key, (t, note) in FIGURES.items() if key != "km" or key in figures]
+        if figures
+        else []
+    )
 
 
 def _check(check: dict[str, Any], figure: dict[str, Any]) -> dict[str, Any]:

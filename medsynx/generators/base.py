@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from medsynx.plan import PricedStep, Step
-from medsynx.study import Study
+from medsynx.study import PrivacySpec, Study
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -43,6 +43,12 @@ class Patients:
     def count(self) -> int:
         """Number of patients: private, it leaves a site only with noise."""
         return int(self.patient.max()) + 1 if len(self.patient) else 0
+
+    def weights(self, unit: int, privacy: PrivacySpec) -> NDArray[np.int64]:
+        """What each record adds to a cell, in units: ``unit``, or ``unit // k`` for a patient of k records where records are averaged."""
+        if privacy.records == "averaged" and len(self.patient):
+            return unit // np.bincount(self.patient)[self.patient]
+        return np.full(len(self.codes), unit, np.int64)
 
 
 @dataclass(frozen=True)
@@ -73,10 +79,11 @@ class Total:
 
 @dataclass(frozen=True)
 class Artefact:
-    """A finished generator: files by name (NPZ without objects, ONNX), and the sampler manifest that reads them."""
+    """A finished generator: files by name (NPZ without objects, ONNX), the sampler manifest that reads them, and sentences for the report."""
 
     files: dict[str, bytes]
     sampler: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 class Family(Protocol):

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from medsynx import codec
+from medsynx.generators.averaging import Centre, Server, advance, weights_of
 from medsynx.generators.base import Arrays, Artefact, Contribution, Patients, State, Total
 from medsynx.plan import PricedStep, Sampling, Step
 from medsynx.study import Study
@@ -29,6 +30,10 @@ class Parameters(BaseModel):
         hidden: width of the hidden layers.
         latent: numbers of noise the generator starts from.
         learning_rate: of both networks (Adam).
+        centre: how the sites' weights become one; ``median`` and ``trimmed-mean`` hold against a minority of bad sites.
+        server: the coordinator's step towards it: FedAvg, FedAvgM or FedAdam.
+        server_rate: length of that step.
+        proximal: FedProx (Li et al. 2020): weight of half the squared distance to the shared generator in a site's loss.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +46,10 @@ class Parameters(BaseModel):
     hidden: int = Field(default=96, ge=8, le=1024)
     latent: int = Field(default=48, ge=2, le=512)
     learning_rate: float = Field(default=1e-3, gt=0, le=0.1)
+    centre: Centre = "mean"
+    server: Server = "average"
+    server_rate: float = Field(default=1.0, gt=0, le=10)
+    proximal: float = Field(default=0.0, ge=0, le=100)
 
 
 def shapes(study: Study) -> dict[str, tuple[int, ...]]:
@@ -102,20 +111,22 @@ class DpGan:
         """Train at the site: the generator's weights leave, the critic stays."""
         from medsynx.generators.dp_gan_training import train
 
-        weights = state.arrays or initial_weights(study)
+        weights = weights_of(state.arrays) or initial_weights(study)
         if {n: a.shape for n, a in weights.items()} != shapes(study):
             raise ValueError("the generator does not have the study's shape")
         generator, critic = train(study, self.parameters(study.family.parameters), priced, weights, patients, keep)
         return Contribution(generator, keep=critic)
 
     def combine(self, study: Study, priced: PricedStep, state: State, total: Total) -> State:
-        """The averaged weights start the next round."""
-        return State(total.arrays, {"rounds": int(state.facts.get("rounds", 0)) + 1})
+        """One step of the coordinator's optimiser starts the next round."""
+        p = self.parameters(study.family.parameters)
+        arrays = advance(state.arrays or initial_weights(study), total.arrays, p.server, p.server_rate)
+        return State(arrays, {"rounds": int(state.facts.get("rounds", 0)) + 1})
 
     def export(self, study: Study, state: State) -> Artefact:
         """The generator as ONNX: ``z`` (rows, latent) to logits (rows, sum of sizes)."""
         p = self.parameters(study.family.parameters)
-        model = to_onnx(state.arrays, p.latent, sum(codec.sizes(study)))
+        model = to_onnx(weights_of(state.arrays), p.latent, sum(codec.sizes(study)))
         return Artefact(
             {"generator.onnx": model}, {"kind": "onnx-softmax", "file": "generator.onnx", "latent": p.latent}
         )

@@ -168,6 +168,7 @@ def train(
 
     generator = Generator(p.latent, p.hidden, sum(sizes))
     generator.load_state_dict({n: torch.from_numpy(np.array(a, np.float32)) for n, a in weights.items()})
+    shared = {n: q.detach().clone() for n, q in generator.named_parameters()}
     trainer = CriticTrainer(sum(sizes), p, priced.noise_multiplier)
     if keep:
         trainer.critic.load_state_dict({n: torch.from_numpy(a) for n, a in keep.items()})
@@ -178,6 +179,10 @@ def train(
         trainer.step(rows[trainer.sample(first, count, priced.step.sampling.rate)], fake)
         if number % p.generator_every == 0:
             loss = F.softplus(-trainer.critic(fake_rows(generator(torch.randn(2 * p.batch, p.latent)), sizes))).mean()
+            if p.proximal:
+                loss = loss + p.proximal / 2 * sum(
+                    ((q - shared[n]) ** 2).sum() for n, q in generator.named_parameters()
+                )
             ahead.zero_grad()
             loss.backward()
             ahead.step()

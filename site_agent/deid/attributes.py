@@ -5,47 +5,52 @@ An attribute survives only when Table E.1-1 keeps or cleans it, or when it is no
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
+from pydicom._uid_dict import UID_dictionary
 from pydicom.charset import python_encoding
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 
+from site_agent.deid.codes import is_public, meaning_of
 from site_agent.deid.keys import SiteKey
+from site_agent.deid.pixels import PIXELS
 from site_agent.deid.profile import Profile, attribute_type, resolve
 from site_agent.deid.reader import Needles
 from site_agent.deid.recipe import Recipe
-from site_agent.deid.vocabulary import Vocabulary
+from site_agent.deid.values import (
+    BINARY,
+    PROSE,
+    SHAPES,
+    TEXT,
+    canonical,
+    has_declared_type,
+    number_text,
+    plain_srgb,
+    shift,
+    values_of,
+)
+from site_agent.deid.vocabulary import CONTROL, MOST_DIGITS, OLDEST, Vocabulary
 
-TEXT = frozenset({"LO", "SH", "ST", "LT", "UT", "UC", "AE", "CS"})
-PROSE = frozenset({"ST", "LT", "UT"})
-BINARY = frozenset({"OB", "OW", "OD", "OF", "OL", "OV", "UN"})
 #: binary values that are samples or geometry, not a place for text
 SAMPLES = frozenset(
     """PixelData FloatPixelData DoubleFloatPixelData ExtendedOffsetTable ExtendedOffsetTableLengths LUTData WaveformData WaveformPaddingValue
     TrackPointIndexList VertexPointIndexList EdgePointIndexList TrianglePointIndexList PrimitivePointIndexList LongPrimitivePointIndexList
     LongTrianglePointIndexList LongEdgePointIndexList LongVertexPointIndexList PointCoordinatesData PointPositionAccuracy DoublePointCoordinatesData
-    SurfacePointsNormals VectorCoordinateData RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData
+    SurfacePointsNormals VectorCoordinateData SpectroscopyData FirstOrderPhaseCorrectionAngle VectorGridData FloatingPointValues
+    AnnotationIndexList UValueData VValueData TwoDimensionalToThreeDimensionalMapData VolumetricCurvePoints VolumetricCurveUpDirections
+    VerticesOfThePolygonalOutline BlockEdgeData CompensatorDistalThicknessMap CompensatorProximalThicknessMap BlendingLookupTableData
+    FilterLookupTableData RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData
     AlphaPaletteColorLookupTableData SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData
     SegmentedBluePaletteColorLookupTableData SegmentedAlphaPaletteColorLookupTableData PixelPaddingValue""".split()
 )
-#: numbers and times that are text on the wire: what does not have the shape of its type is text, and goes
-SHAPES = {
-    "IS": re.compile(r"[+-]?\d{1,12}"),
-    "DS": re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"),
-    "AS": re.compile(r"\d{3}[DWMY]"),
-    "TM": re.compile(r"\d{2}(:?\d{2}(:?\d{2}(\.\d{1,6})?)?)?"),
-    "UI": re.compile(r"[0-9.]{1,64}"),
-}
-DATE_TIME = re.compile(r"(\d{8})(\d{0,6}(?:\.\d{1,6})?)([+-]\d{4})?")
+#: identifying and not in the table
+EXTRA = frozenset({"PatientBirthDateInAlternativeCalendar", "PatientDeathDateInAlternativeCalendar"})
 #: defined terms that are numbers: compression standards, templates and context groups (PS3.16)
 NUMBERED_TERMS = {
     "LossyImageCompressionMethod": re.compile(r"ISO_\d{5}_\d{1,2}"),
@@ -57,22 +62,6 @@ NUMBERED_TERMS = {
 }
 DUMMY: dict[str, Any] = {"DA": "19000101", "DT": "19000101000000", "TM": "000000", "AS": "000Y", "DS": "0", "IS": "0"}
 CODE_ITEM = frozenset({"CodeValue", "LongCodeValue", "URNCodeValue"})
-#: code schemes anybody can look up, and the shape of their codes; a code of any other scheme is a local identifier
-PUBLIC_SCHEMES = {
-    "DCM": r"\d{6}|[A-Z]{2,16}",
-    "SCT": r"\d{6,18}",
-    "SRT": r"[A-Z0-9]{1,2}-[A-Z0-9]{3,6}",
-    "SNM3": r"[A-Z0-9]{1,2}-[A-Z0-9]{3,6}",
-    "99SDM": r"[A-Z0-9]{1,2}-[A-Z0-9]{3,6}",
-    "LN": r"\d{1,6}-\d",
-    "FMA": r"\d{1,6}",
-    "RADLEX": r"RID\d{1,6}",
-    "NCIt": r"C\d{1,6}",
-    "UMLS": r"C\d{7}",
-    "MDC": r"\d{1,6}",
-    "BI": r"(II\.AC\.[a-z0-9.]+|\d{1,3}[a-z]?)",
-    "UCUM": r"[A-Za-z0-9%./^'*+\[\]{}()_-]{1,16}",
-}
 
 
 @dataclass
@@ -83,52 +72,6 @@ class Trace:
     kept: Counter[str] = field(default_factory=Counter)
     dates: set[str] = field(default_factory=set)
     needles: Needles = field(default_factory=Needles)
-
-
-@cache
-def _concept_meanings() -> dict[tuple[str, str], str]:
-    from importlib import import_module
-
-    concepts = import_module("pydicom.sr._concepts_dict").concepts
-
-    return {
-        (scheme, code): meaning
-        for scheme, keywords in concepts.items()
-        for codes in keywords.values()
-        for code, (meaning, _) in codes.items()
-    }
-
-
-@cache
-def _srgb() -> bytes:
-    """An ICC profile without a maker, a text or a date of its own; real ones carry all three."""
-    from PIL import ImageCms
-
-    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    data[24:36] = bytes(12)  # date and time of creation (ICC.1, 7.2.8)
-    return bytes(data) + b"\0" * (len(data) % 2)
-
-
-def values_of(element: DataElement) -> list[Any]:
-    """The element's values as a list; empty when it has none."""
-    v = element.value
-    if v is None or (isinstance(v, str | bytes) and not v):
-        return []
-    return list(v) if isinstance(v, list | tuple | MultiValue) else [v]
-
-
-def shift(value: str, days: int) -> str | None:
-    """A DA or DT moved into the past, its time of day and zone kept; None when it is not a date."""
-    m = DATE_TIME.fullmatch(
-        value.strip().replace(".", "") if re.fullmatch(r"\d{4}\.\d\d\.\d\d", value.strip()) else value.strip()
-    )
-    if not m:
-        return None
-    try:
-        day = dt.datetime.strptime(m[1], "%Y%m%d") - dt.timedelta(days=days)
-    except (ValueError, OverflowError):
-        return None
-    return f"{day.year:04d}{day:%m%d}{m[2]}{m[3] or ''}"
 
 
 class Walk:
@@ -157,6 +100,7 @@ class Walk:
         self.vocabulary = Vocabulary(recipe.vocabulary, denied)
         self.denied = denied
         self.identifiers = identifiers
+        self._numbers = {canonical(i) for i in identifiers} - {""}
         self.trace = Trace()
         self.options = recipe.options
         self._remove = frozenset(recipe.remove)
@@ -193,6 +137,12 @@ class Walk:
             return self._remove_element(ds, e, "curve, overlay, icon or padding removed")
         if e.VR == "UN" or not keyword:
             return self._remove_element(ds, e, "unknown attribute removed")
+        if not has_declared_type(e):
+            return self._blank(ds, e, path, "value of another type than the standard's removed")
+        if keyword in PIXELS and path:
+            return self._remove_element(ds, e, "pixels of another image removed")
+        if keyword in EXTRA:
+            return self._remove_element(ds, e, "date in another calendar removed")
         if keyword in self._remove:
             return self._blank(ds, e, path, "removed by the recipe")
         action = self.profile.action(int(tag))
@@ -205,7 +155,7 @@ class Walk:
         if keyword in ("CodingSchemeDesignator", "CodeMeaning") and path and "CodeValue" in ds:
             return self._keep(e)
         if keyword == "ICCProfile":
-            e.value = _srgb()
+            e.value = plain_srgb()
             self.trace.actions["colour profile replaced by sRGB"] += 1
             return self._keep(e)
         if e.VR in BINARY and keyword not in SAMPLES:
@@ -281,12 +231,8 @@ class Walk:
         scheme = str(ds.get("CodingSchemeDesignator", "") or "").strip()
         value = str(ds.get("CodeValue", "") or "").strip()
         meaning = str(ds.get("CodeMeaning", "") or "")
-        shape = PUBLIC_SCHEMES.get(scheme)
-        public = bool(shape and re.fullmatch(shape, value))
-        if public and scheme == "UCUM":
-            public = all(self.vocabulary.knows(note) for note in re.findall(r"\{(.*?)\}", value))
-        if public and "LongCodeValue" not in ds and "URNCodeValue" not in ds:
-            known = _concept_meanings().get((scheme, value))
+        if "LongCodeValue" not in ds and "URNCodeValue" not in ds and is_public(scheme, value, self.vocabulary.knows):
+            known = meaning_of(scheme, value)
             if meaning and meaning != known and not self.vocabulary.knows(meaning):
                 self.trace.needles.add_text(meaning)
                 ds.CodeMeaning = known or f"code {value}"
@@ -315,11 +261,10 @@ class Walk:
             "ContextUID",
             "MappingResourceUID",
         ):
-            if all(v.startswith("1.2.840.10008.") and SHAPES["UI"].fullmatch(v) for v in values):
-                return self._keep(e)
             # a private class in a reference: the reference stays whole, the maker's root does not
-            e.value = [v if v.startswith("1.2.840.10008.") else self.key.uid(v) for v in values]
-            self.trace.actions["UID mapped"] += 1
+            if not all(v in UID_dictionary for v in values):
+                e.value = [v if v in UID_dictionary else self.key.uid(v) for v in values]
+                self.trace.actions["UID mapped"] += 1
             return self._keep(e)
         if any(not SHAPES["UI"].fullmatch(v) for v in values):
             # text in a UID: map it all the same, so that references to it still agree
@@ -329,7 +274,7 @@ class Walk:
             return self._remove_element(ds, e, "E.1-1 X")
         if action == "K" or ("retain_uids" in self.options and all(SHAPES["UI"].fullmatch(v) for v in values)):
             return self._keep(e)
-        new = [v if v.startswith("1.2.840.10008.") else self.key.uid(v) for v in values]
+        new = [v if v in UID_dictionary else self.key.uid(v) for v in values]
         if new:
             e.value = new if len(new) > 1 else new[0]
             self.trace.actions["UID mapped"] += 1
@@ -356,10 +301,16 @@ class Walk:
     def _shaped(self, ds: Dataset, e: DataElement, path: tuple[str, ...]) -> None:
         if e.VR == "TM" and "retain_longitudinal_modified_dates" not in self.options:
             return self._blank(ds, e, path, "time removed")
-        if any(not SHAPES[e.VR].fullmatch(_number_text(v)) for v in values_of(e)):
+        if any(not SHAPES[e.VR].fullmatch(number_text(v)) for v in values_of(e)):
             return self._blank(ds, e, path, "value without the shape of its type removed")
-        if any(_number_text(v).lower() in self.identifiers for v in values_of(e)):
+        numbers = [number_text(v).lower() for v in values_of(e)]
+        if any(n in self.identifiers or canonical(n) in self._numbers for n in numbers):
             return self._blank(ds, e, path, "number equal to an identifier removed")
+        if e.VR == "IS" and e.keyword.endswith("Number") and any(len(n.strip("+-0")) > MOST_DIGITS for n in numbers):
+            return self._blank(ds, e, path, "number as long as an identifier removed")
+        if e.VR == "AS" and any(n[3] == "y" and int(n[:3]) >= OLDEST[0] for n in numbers):
+            e.value = f"{OLDEST[0]:03d}Y"
+            self.trace.actions["age over 89 grouped"] += 1
         return self._keep(e)
 
     def _text(self, ds: Dataset, e: DataElement, path: tuple[str, ...], action: str | None) -> None:
@@ -374,6 +325,8 @@ class Walk:
             and not any(w in self.denied for v in values for w in v.lower().split())
         ):
             return self._keep(e)
+        if any(CONTROL.search(v) for v in values):  # an escape to another character set that is not declared
+            return self._blank(ds, e, path, "text with control characters removed")
         if e.VR == "CS":
             # a code string is a defined term or it is not: half of one means something else. Names do not deny it: MR stays MR.
             plain = Vocabulary(self.recipe.vocabulary)
@@ -386,7 +339,10 @@ class Walk:
         elif e.VR in PROSE:
             new = [v if self.vocabulary.knows(v) else "" for v in values]
         else:
-            new = [self.vocabulary.clean(v) for v in values]
+            new = self.vocabulary.clean_values(values)
+        digits = re.sub("[^0-9]", "", "".join(new))
+        if any(len(n) > 3 and n in digits for n in self._numbers):  # an identifier in groups
+            new = [re.sub("[0-9]+", " ", v).strip() for v in new]
         if new == values:
             return self._keep(e)
         for v in values:
@@ -444,8 +400,3 @@ class Walk:
                     needles.add_text(str(v))
             elif e.VR == "PN" or e.VR not in ("UI", "DS", "IS", "TM", "US", "SS", "UL", "SL", "FL", "FD", "AT"):
                 needles.add_text(str(v))
-
-
-def _number_text(value: Any) -> str:
-    """The text a number was read from."""
-    return str(getattr(value, "original_string", value)).strip("\0 ")

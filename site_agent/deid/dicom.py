@@ -7,6 +7,8 @@ identity and method -> new file meta and preamble -> bytes.
 from __future__ import annotations
 
 import io
+import re
+import zlib
 from typing import Any
 
 import pydicom
@@ -17,7 +19,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medsynx import __version__
-from site_agent.deid.attributes import Walk, shift
+from site_agent.deid.attributes import Walk
 from site_agent.deid.keys import SiteKey
 from site_agent.deid.model import Cleaned, Patient
 from site_agent.deid.pixels import PixelResult, clean_pixels
@@ -25,6 +27,8 @@ from site_agent.deid.profile import Profile, attribute_type, edition, known_sop_
 from site_agent.deid.quarantine import Quarantine
 from site_agent.deid.reader import WORDS, Needles
 from site_agent.deid.recipe import OPTION_CODES, Recipe
+from site_agent.deid.values import shift
+from site_agent.deid.vocabulary import OLDEST
 
 config.settings.reading_validation_mode = config.IGNORE  # values are judged by Walk, which must see them as they are
 config.settings.writing_validation_mode = config.IGNORE
@@ -36,7 +40,9 @@ RAW = STORAGE + "66"
 VIDEO = ("1.2.840.10008.1.2.4.10",)  # MPEG-2, MPEG-4, HEVC: 1.2.840.10008.1.2.4.100 to .108
 IMPLEMENTATION = "2.25.302041970217489912276351822061345701209"  # a UUID drawn once for MedSynX
 IDENTIFIERS = ("PatientID", "OtherPatientIDs", "AccessionNumber", "StudyID", "AdmissionID", "IssuerOfPatientID")
-OLDEST = 90  # HIPAA Safe Harbor 45 CFR 164.514(b)(2)(i)(C): ages over 89 are one category
+NAME_PARTS = re.compile(r"[^\W\d_]{2,}")
+DEFLATED = b"1.2.840.10008.1.2.1.99"
+MOST_INFLATED = 1 << 30
 
 
 def looks_like_dicom(head: bytes) -> bool:
@@ -67,7 +73,6 @@ def clean_dicom(data: bytes, recipe: Recipe, profile: Profile, key: SiteKey) -> 
     charsets = _charsets(ds)
     days = key.days(patient.pseudonym)
     birth, reference = str(ds.get("PatientBirthDate", "") or ""), str(ds.get("StudyDate", "") or "")
-    modality = str(ds.get("Modality", "") or "")
     shape = _shape(ds)
     pixels = clean_pixels(ds, site_rules=recipe.regions, blank="clean_pixel_data" in recipe.options)
 
@@ -76,6 +81,7 @@ def clean_dicom(data: bytes, recipe: Recipe, profile: Profile, key: SiteKey) -> 
     _merge(trace.needles, needles)
     _identity(ds, patient, recipe, walk, birth, reference)
     _method(ds, recipe, pixels)
+    modality = str(ds.get("Modality", "") or "")  # as cleaned: the report shows it
     out = _write(ds)
     return Cleaned(
         data=out,
@@ -101,6 +107,8 @@ def clean_dicom(data: bytes, recipe: Recipe, profile: Profile, key: SiteKey) -> 
 
 def _read(data: bytes) -> FileDataset:
     force = data[128:132] != b"DICM"
+    if DEFLATED in data[:1024] and _inflates_beyond(data, MOST_INFLATED):
+        raise Quarantine("too-large", "deflated")
     try:
         ds = pydicom.dcmread(io.BytesIO(data), force=force)
         _ = len(ds)
@@ -117,6 +125,20 @@ def _read(data: bytes) -> FileDataset:
         meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
     ds.file_meta = meta
     return ds
+
+
+def _inflates_beyond(data: bytes, most: int) -> bool:
+    """Whether the deflated part of an object, which begins where the file meta group ends, is larger than so many bytes."""
+    start = 144 + int.from_bytes(data[140:144], "little")  # preamble, DICM, and the group's length element (PS3.10 7.1)
+    inflate, left = zlib.decompressobj(-zlib.MAX_WBITS), data[start:]
+    size = 0
+    try:
+        while left and size <= most:
+            size += len(inflate.decompress(left, 1 << 22))
+            left = inflate.unconsumed_tail
+    except zlib.error:
+        return False  # damaged: the parser says so
+    return size > most
 
 
 def _check_lengths(ds: Dataset, size: int) -> None:
@@ -183,7 +205,7 @@ def _names(ds: Dataset) -> tuple[frozenset[str], Needles]:
     for e in _elements(ds):
         if e.VR == "PN" and e.value:
             text = str(e.value) if not isinstance(e.value, list) else " ".join(map(str, e.value))
-            denied.update(w.lower() for w in WORDS.findall(text))
+            denied.update(w.lower() for w in NAME_PARTS.findall(text))
             if e.keyword in ("PatientName", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName"):
                 needles.add_name(text)
         elif e.keyword in IDENTIFIERS and e.value:
@@ -225,7 +247,7 @@ def _identity(ds: Dataset, patient: Patient, recipe: Recipe, walk: Walk, birth: 
     if "retain_patient_characteristics" in recipe.options:
         age = _age(birth, reference) or str(ds.get("PatientAge", "") or "")
         if age:
-            ds.PatientAge = f"{OLDEST:03d}Y" if age.endswith("Y") and int(age[:3]) >= OLDEST else age
+            ds.PatientAge = f"{OLDEST[0]:03d}Y" if age.endswith("Y") and int(age[:3]) >= OLDEST[0] else age
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
         if not ds.get(keyword) and attribute_type(str(ds.SOPClassUID), (), keyword) == "1":
             setattr(ds, keyword, walk.key.uid(f"missing {keyword} {ds.SOPInstanceUID}"))

@@ -1,8 +1,7 @@
-"""NIfTI: a new header from the numbers of the old one, no extensions, no names, no face. Voxels are copied byte for byte where they stay."""
+"""NIfTI: a new header, no extensions, no names, no face. Voxels are edited where they lie, so one copy of a volume is held."""
 
 from __future__ import annotations
 
-import gzip
 import zlib
 from collections import Counter
 from typing import Any
@@ -11,39 +10,37 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from site_agent.deid.faces import Verdict, find_face
+from site_agent.deid.faces import FEWEST_SAMPLES, Verdict, find_face
 from site_agent.deid.keys import SiteKey
 from site_agent.deid.model import Cleaned
 from site_agent.deid.naming import needles_of, output_name, patient_of
+from site_agent.deid.nifti_header import KEPT, TEXT_FIELDS, Layout, fresh_header, looks_like_nifti, read_layout
 from site_agent.deid.pixels import RED
 from site_agent.deid.quarantine import Quarantine
 from site_agent.deid.recipe import Recipe
 
-#: header fields that hold text (NIfTI-1 and -2, and the ANALYZE fields they inherit)
-TEXT_FIELDS = ("descrip", "aux_file", "intent_name", "data_type", "db_name", "unused_str")
-UNUSED_FIELDS = ("extents", "session_error", "regular", "glmax", "glmin")
-LARGEST = 4 << 30  # bytes, unpacked
-CIFTI = range(3000, 3100)
+__all__ = ["clean_nifti", "looks_like_nifti", "unpack"]
+
+SLACK = 1 << 16  # bytes after the last voxel that are read, and dropped
+CHUNK = 1 << 20
+DENSEST = 1040  # deflate cannot do better than 1032 to 1
+LONGEST_SIDE = 512  # samples of the copy in which a face is looked for
 
 
-def looks_like_nifti(head: bytes) -> bool:
-    """By magic, in either byte order, of an unpacked head of 540 bytes."""
-    return head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0")
-
-
-def unpack(data: bytes, limit: int = LARGEST) -> bytes:
+def unpack(data: bytes, limit: int) -> bytearray:
     """Inflate a gzip member up to a limit. Raises ``too-large`` or ``damaged``."""
-    if data[:2] != b"\x1f\x8b":
-        return data
-    inflater = zlib.decompressobj(31)
+    inflater, out, at = zlib.decompressobj(31), bytearray(), 0
     try:
-        out = inflater.decompress(data, limit)
+        while not inflater.eof and len(out) <= limit:
+            piece = inflater.unconsumed_tail or data[at : at + CHUNK]
+            at += 0 if inflater.unconsumed_tail else CHUNK
+            if not piece:
+                raise Quarantine("damaged", "gzip ends early")
+            out += inflater.decompress(piece, CHUNK)
     except zlib.error:
         raise Quarantine("damaged", "gzip") from None
-    if inflater.unconsumed_tail:
+    if len(out) > limit:
         raise Quarantine("too-large", "unpacked")
-    if not inflater.eof:
-        raise Quarantine("damaged", "gzip ends early")
     return out
 
 
@@ -57,56 +54,42 @@ def clean_nifti(data: bytes, source: str, recipe: Recipe, key: SiteKey) -> Clean
     Raises:
         Quarantine: with its reason.
     """
-    packed, raw = data[:2] == b"\x1f\x8b", unpack(data)
-    try:
-        kind = nib.Nifti2Image if raw[4:8] in (b"n+2\0", b"ni2\0") else nib.Nifti1Image
-        image = kind.from_bytes(raw)
-        # an image's own header forgets its offset and its scale: the stored one is what counts
-        header: Any = kind.header_class(raw[: kind.header_class.sizeof_hdr])
-        intent = int(header["intent_code"])
-    except Exception as error:  # nibabel's parsers raise many kinds
-        raise Quarantine("damaged", type(error).__name__) from None
-    if b"ni1" in raw[344:348] or intent in CIFTI:
-        raise Quarantine("nifti-unusual")
-    dtype, shape = header.get_data_dtype(), header.get_data_shape()
-    offset = max(int(header["vox_offset"]), 352)
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if not shape or dtype.names or dtype.kind not in "iufc":
-        raise Quarantine("nifti-unusual", "colour or empty voxels")
-    if size > LARGEST or size > len(raw) - offset:
-        raise Quarantine("damaged", f"{max(0, len(raw) - offset)} of {size} bytes of voxels")
-    voxels = np.frombuffer(raw, dtype, count=size // dtype.itemsize, offset=offset).reshape(shape, order="F")
-
+    packed = data[:2] == b"\x1f\x8b"
+    layout = read_layout(_head(data) if packed else data[:540])
+    if layout.end > len(data) * (DENSEST if packed else 1):
+        raise Quarantine("damaged", f"{len(data)} bytes cannot hold {layout.end}")
+    raw = unpack(data, layout.end + SLACK) if packed else bytearray(memoryview(data)[: layout.end])
+    if layout.end > len(raw):
+        raise Quarantine("damaged", f"{max(0, len(raw) - layout.offset)} of {layout.size} bytes of voxels")
     actions: Counter[str] = Counter()
     needles = needles_of(source)
-    new = header.copy()
-    for name in TEXT_FIELDS + UNUSED_FIELDS:
-        if name in new.keys():  # noqa: SIM118 - a structured header, not a dict
-            old = new[name].item()
-            if isinstance(old, bytes) and old.strip(b"\0 "):
-                needles.add_bytes(old)
-                actions[f"{name} emptied"] += 1
-            new[name] = b"" if isinstance(old, bytes) else 0
-    for extension in image.header.extensions:
-        needles.add_bytes(bytes(str(extension.get_content()), "utf-8", "replace"))
+    for name in TEXT_FIELDS:
+        old = layout.old[name].item() if name in layout.old.keys() else b""  # noqa: SIM118 - a structured header, not a dict
+        if old.strip(b"\0 "):
+            needles.add_bytes(old)
+            actions[f"{name} emptied"] += 1
+    between = bytes(raw[layout.old.sizeof_hdr : layout.offset])
+    if between.strip(b"\0"):
+        needles.add_bytes(between)
         actions["extensions removed"] += 1
+    voxels = np.frombuffer(raw, layout.dtype, count=layout.size // layout.dtype.itemsize, offset=layout.offset)
+    voxels = voxels.reshape(layout.shape, order="F")
     verdict: Verdict | None = None
     pictures: list[Any] = []
+    ct = False
     if "clean_recognizable_visual_features" in recipe.options:
-        verdict, voxels, pictures = _without_face(voxels, image.affine, header.get_slope_inter(), dtype)
+        verdict, ct, pictures = _without_face(voxels, layout)
         actions[verdict.kind] += 1
-    new["vox_offset"] = 544 if kind is nib.Nifti2Image else 352
-    out = new.binaryblock + b"\0\0\0\0" + voxels.tobytes(order="F")
     return Cleaned(
-        data=gzip.compress(out, 6, mtime=0) if packed else out,
+        data=_written(fresh_header(layout), memoryview(raw)[layout.offset : layout.end], packed),
         suffix=".nii.gz" if packed else ".nii",
         name=output_name(source, key),
         kind="nifti",
         patient=patient_of(source, key),
-        modality="CT" if verdict and float(voxels.min()) <= -900 else "",
-        shape=tuple(int(n) for n in shape),
+        modality="CT" if ct else "",
+        shape=layout.shape,
         actions=actions,
-        kept=Counter({str(k): 1 for k in new.keys() if k not in TEXT_FIELDS + UNUSED_FIELDS}),  # noqa: SIM118
+        kept=Counter(KEPT),
         changed_pixels=bool(verdict and verdict.removed > 0),
         needles=needles,
         pictures=pictures,
@@ -114,33 +97,69 @@ def clean_nifti(data: bytes, source: str, recipe: Recipe, key: SiteKey) -> Clean
     )
 
 
+def _head(data: bytes) -> bytes:
+    try:
+        return zlib.decompressobj(31).decompress(data[: 1 << 16], 540)
+    except zlib.error:
+        raise Quarantine("damaged", "gzip") from None
+
+
+def _written(header: bytes, voxels: memoryview, packed: bool) -> bytes:
+    """The file. The gzip header of zlib has no name and no time."""
+    if not packed:
+        return b"".join((header, voxels))
+    deflater = zlib.compressobj(6, zlib.DEFLATED, 31)
+    return b"".join((deflater.compress(header), deflater.compress(voxels), deflater.flush()))
+
+
 def _without_face(
-    voxels: NDArray[Any], affine: NDArray[Any], scale: tuple[float | None, float | None], dtype: np.dtype[Any]
-) -> tuple[Verdict, NDArray[Any], list[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]]:
-    slope, inter = scale
-    shown = np.abs(voxels) if dtype.kind == "c" else voxels
-    while shown.ndim > 4:
-        shown = shown[..., 0]
-    volume = shown.astype(np.float32)
-    if volume.ndim == 4:
-        volume = volume.mean(axis=3)
-    if volume.ndim < 3 or min(volume.shape) < 3:
-        return Verdict("not a head", None, 0.0), voxels, []
-    volume = np.nan_to_num(volume * np.float32(slope or 1) + np.float32(inter or 0))
-    verdict = find_face(volume, affine)
-    if verdict.kind == "not a head" or verdict.keep is None:
-        return verdict, voxels, []
-    out = voxels.copy(order="F")
-    out[~verdict.keep] = _background(voxels, dtype)
-    after = np.where(verdict.keep, volume, volume.min())
-    before = _montage(after, affine, covered=~verdict.keep)
+    voxels: NDArray[Any], layout: Layout
+) -> tuple[Verdict, bool, list[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]]:
+    """Empty the face of a volume in place. Returns the verdict, whether it looks like CT, and pictures for the report."""
+    if min((*layout.shape, 1, 1)[:3]) < 3 and voxels.size >= FEWEST_SAMPLES**3:
+        raise Quarantine("head-uncertain", "single sections, or space along another dimension")
+    steps = _steps(layout)
+    volume = _seen(voxels, steps)
+    slope, inter = layout.scale or (1.0, 0.0)
+    volume = np.nan_to_num(volume * np.float32(slope) + np.float32(inter), posinf=0, neginf=0)
+    affine = np.diag([layout.millimetres] * 3 + [1.0]) @ layout.affine @ np.diag([*steps, 1.0])
+    verdict = find_face(volume, affine, placed=layout.placed)
+    ct = float(volume.min()) <= -900
+    if verdict.keep is None:
+        return verdict, ct, []
+    gone = ~verdict.keep
+    if verdict.removed > 0:
+        grid = [np.arange(n) // step for n, step in zip(layout.shape[:3], steps, strict=True)]
+        voxels[gone[np.ix_(*grid)]] = _background(voxels)
+    after = np.where(gone, volume.min(), volume)
     caption = f"{verdict.kind}: fit {verdict.fit:.2f}, {verdict.removed:.1%} of the head removed"
-    return verdict, out, [(caption, before, _montage(after, affine, front=True))]
+    return verdict, ct, [(caption, _montage(after, affine, covered=gone), _montage(after, affine, front=True))]
 
 
-def _background(voxels: NDArray[Any], dtype: np.dtype[Any]) -> Any:
+def _steps(layout: Layout) -> tuple[int, int, int]:
+    """Every how many voxels are looked at along each axis: about a millimetre is enough to find a face."""
+    sides = np.linalg.norm(layout.affine[:3, :3], axis=0) * layout.millimetres
+    shape = (*layout.shape, 1, 1)[:3]
+    wanted = [max(1.0 / s if s > 0.01 else 1.0, n / LONGEST_SIDE) for s, n in zip(sides, shape, strict=True)]
+    i, j, k = (min(max(1, int(np.ceil(w - 0.3))), n) for w, n in zip(wanted, shape, strict=True))
+    return i, j, k
+
+
+def _seen(voxels: NDArray[Any], steps: tuple[int, int, int]) -> NDArray[np.float32]:
+    """The mean over every dimension past the third, of every so manieth voxel; magnitudes where they are complex."""
+    shape = (*voxels.shape, 1, 1)[: max(3, voxels.ndim)]
+    frames = voxels.reshape(*shape[:3], -1, order="F")[:: steps[0], :: steps[1], :: steps[2]]
+    total = np.zeros(frames.shape[:3], np.float32)
+    for i in range(frames.shape[3]):
+        frame = frames[..., i]
+        total += np.nan_to_num((np.abs(frame) if frame.dtype.kind == "c" else frame).astype(np.float32))
+    return total / np.float32(frames.shape[3])
+
+
+def _background(voxels: NDArray[Any]) -> Any:
     """Zero where the volume has it, else its smallest value."""
-    return dtype.type(0) if dtype.kind in "uc" or float(voxels.min()) >= 0 else voxels.min()
+    zero = voxels.dtype.kind in "uc" or not float(np.nanmin(voxels)) < 0
+    return voxels.dtype.type(0) if zero else np.nanmin(voxels)
 
 
 def _montage(

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
-from pydicom.pixels import apply_color_lut, convert_color_space, pixel_array
+from pydicom.pixels import apply_color_lut, convert_color_space, pack_bits
 from pydicom.uid import ExplicitVRLittleEndian
 
 from site_agent.deid import jpeg12
 from site_agent.deid.quarantine import Quarantine
+from site_agent.deid.regions import known_regions, overlap
 from site_agent.deid.streams import strip_frame
-from site_agent.deid.textfinder import Box, Picture, find_text, to_picture
+from site_agent.deid.textfinder import Box, Picture, find_text, to_picture, to_pictures
 
 STORAGE = "1.2.840.10008.5.1.4.1.1."
 #: CR, DX, MG, IO, CT, MR, NM, PET: anatomy in these looks like writing to a detector; in everything else it blanks on suspicion.
@@ -30,9 +28,13 @@ RADIOGRAPHIC = frozenset(
 #: computed by a machine from other images: labels and doses, no camera and no screen
 COMPUTED = frozenset(STORAGE + c for c in "66.4 66.7 481.2".split())
 jpeg12.install()
+#: JPEG, JPEG-LS near lossless, JPEG 2000, HTJ2K: their rounding goes past the bits stored, and no overlay survives it
+LOSSY = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 91, 203))
 SMALLEST = 12  # rows or columns below this cannot carry a legible word
 MOST_BLANKED = 0.25
 FRAMES_READ = 8
+GRID = 16  # blocks a side, to tell frames apart
+PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 RED = (190, 40, 40)
 PASSES = 4
 
@@ -63,9 +65,10 @@ def clean_pixels(ds: Dataset, *, site_rules: str = "", blank: bool = True) -> Pi
     Raises:
         Quarantine: what cannot be decoded, located or blanked.
     """
-    if "PixelData" not in ds:
-        return PixelResult(examined=any(k in ds for k in ("FloatPixelData", "DoubleFloatPixelData")))
-    _strip_container(ds)
+    if not any(k in ds for k in PIXELS):
+        return PixelResult()
+    if "PixelData" in ds:
+        _strip_container(ds)
     if not blank:
         if str(ds.get("BurnedInAnnotation", "")).upper() == "YES":
             raise Quarantine("pixel-rule")
@@ -74,14 +77,16 @@ def clean_pixels(ds: Dataset, *, site_rules: str = "", blank: bool = True) -> Pi
     frames = _decode(ds)
     result = PixelResult(examined=True)
     rows, columns = frames.shape[1:3]
-    if sop_class in COMPUTED or min(rows, columns) < SMALLEST or int(ds.get("BitsAllocated", 8)) == 1:
+    if sop_class in COMPUTED or min(rows, columns) < SMALLEST:
         return result
     radiographic = sop_class in RADIOGRAPHIC
     found = [b for picture in _pictures(ds, frames) for b in find_text(picture, radiographic=radiographic)]
-    regions, result.rule = _rule_boxes(ds, rows, columns, site_rules, found)
+    regions, result.rule = known_regions(ds, rows, columns, site_rules, found)
     boxes = regions + list(dict.fromkeys(found))
     if not boxes:
         return result
+    if "PixelData" not in ds:
+        raise Quarantine("text-remains", "text in pixels of floating point")
     first, source = _rgb(ds, frames[:1])[0], frames.copy()
     seen = boxes
     for _ in range(PASSES):
@@ -114,7 +119,13 @@ def _strip_container(ds: Dataset) -> None:
     """Only what decodes stays: no comments in code streams, no frames beyond the count, no bytes behind the last pixel."""
     syntax = ds.file_meta.TransferSyntaxUID
     frames = int(ds.get("NumberOfFrames", 1) or 1)
-    if any(e.tag.group & 0xFF00 == 0x6000 and e.tag.element == 0x0102 and e.value for e in ds.group_dataset(0x6000)):
+    bits = [
+        ds[group << 16 | element]
+        for group in range(0x6000, 0x6100, 2)
+        for element in (0x0100, 0x0102)
+        if (group, element) in ds
+    ]
+    if any(e.value not in (None, "", 1 if e.tag.element == 0x0100 else 0) for e in bits):
         raise Quarantine("overlay-embedded")
     if syntax.is_encapsulated:
         try:
@@ -156,17 +167,30 @@ def _decode(ds: Dataset) -> NDArray[Any]:
     from pydicom.pixels import get_decoder
 
     try:
-        get_decoder(ds.file_meta.TransferSyntaxUID)
+        decoder = get_decoder(ds.file_meta.TransferSyntaxUID)
     except (NotImplementedError, AttributeError):
         raise Quarantine("transfer-syntax", str(ds.file_meta.TransferSyntaxUID)) from None
     try:
-        values = pixel_array(ds, raw=True)
+        values = decoder.as_array(ds, raw=True, correct_unused_bits=False)[0]  # type: ignore[arg-type]  # pydicom's hint is of a dict
     except MemoryError:
         raise Quarantine("too-large", "pixels") from None
     except Exception as error:  # decoders raise what they like; none of it is a picture
         raise Quarantine("pixels-undecodable", type(error).__name__) from None
+    if ds.file_meta.TransferSyntaxUID not in LOSSY and _unused_bits(ds, values):
+        raise Quarantine("overlay-embedded", "bits above those stored")
     many = int(ds.get("NumberOfFrames", 1) or 1) > 1
     return np.array(values if many else values[None])
+
+
+def _unused_bits(ds: Dataset, values: NDArray[Any]) -> bool:
+    """Whether bits outside BitsStored hold more than a sign: overlays were kept there (PS3.5 8.1.1, retired)."""
+    allocated, stored = int(ds.BitsAllocated), int(ds.get("BitsStored", ds.BitsAllocated))
+    if stored >= allocated or not np.issubdtype(values.dtype, np.integer):
+        return False
+    if int(ds.get("HighBit", stored - 1)) != stored - 1:
+        return True
+    free = values.dtype.itemsize * 8 - stored
+    return not np.array_equal(values, (values << free) >> free)
 
 
 def _store(ds: Dataset, frames: NDArray[Any]) -> None:
@@ -179,7 +203,10 @@ def _store(ds: Dataset, frames: NDArray[Any]) -> None:
         # decoded samples are no longer subsampled, and several IODs allow YBR_FULL in compressed pixels only
         frames = convert_color_space(frames, photometric, "RGB", per_frame=True)
         ds.PhotometricInterpretation = "RGB"
-    raw = np.ascontiguousarray(frames.astype(frames.dtype.newbyteorder("<"))).tobytes()
+    if int(ds.BitsAllocated) == 1:
+        raw = bytes(pack_bits(frames.ravel(), pad=False))
+    else:
+        raw = np.ascontiguousarray(frames.astype(frames.dtype.newbyteorder("<"))).tobytes()
     ds.PixelData = raw + b"\0" * (len(raw) % 2)
     ds["PixelData"].VR = "OW" if int(ds.BitsAllocated) > 8 else "OB"
     ds["PixelData"].is_undefined_length = False
@@ -217,17 +244,50 @@ def _rgb(ds: Dataset, frames: NDArray[Any]) -> list[Picture]:
 
 
 def _pictures(ds: Dataset, frames: NDArray[Any]) -> list[Picture]:
-    """Every frame of a short series; of a long one, evenly spaced frames and what is brightest and darkest in any frame."""
+    """What is read: every frame of a short series; of a long one, frames evenly spaced, those that differ most from the one before, and what is
+    brightest and darkest in any frame."""
     if len(frames) <= FRAMES_READ:
-        return _rgb(ds, frames)
-    chosen = np.linspace(0, len(frames) - 1, FRAMES_READ - 2).round().astype(int)
+        return _views(ds, frames)
+    even = np.linspace(0, len(frames) - 1, FRAMES_READ - 2).round().astype(int)
+    chosen = sorted({*even.tolist(), *_standing_out(frames)})
     if str(ds.get("PhotometricInterpretation", "")) != "PALETTE COLOR":
-        return _rgb(ds, frames[chosen]) + _rgb(ds, np.stack([frames.max(axis=0), frames.min(axis=0)]))
+        return _views(ds, frames[chosen]) + _views(ds, np.stack([frames.max(axis=0), frames.min(axis=0)]))
     brightest = darkest = _rgb(ds, frames[:1])[0]  # an entry's number says nothing of its brightness
     for k in range(1, len(frames)):
         shown = _rgb(ds, frames[k : k + 1])[0]
         brightest, darkest = np.maximum(brightest, shown), np.minimum(darkest, shown)
-    return [*_rgb(ds, frames[chosen]), brightest, darkest]
+    return [*_views(ds, frames[chosen]), brightest, darkest]
+
+
+def _views(ds: Dataset, frames: NDArray[Any]) -> list[Picture]:
+    """Frames in every contrast that shows something."""
+    if frames.ndim == 4 or str(ds.get("PhotometricInterpretation", "")) == "PALETTE COLOR":
+        return _rgb(ds, frames)
+    return [picture for frame in frames for picture in to_pictures(frame)]
+
+
+def _standing_out(frames: NDArray[Any]) -> list[int]:
+    """Frames in which some block of a grid changes, in its mean or its spread, far more than that block does between other frames.
+
+    A page of text or a banner shown for one moment is such a frame; a beating heart is none.
+    """
+    rows, columns = frames.shape[1:3]
+    height, width = -(-rows // GRID), -(-columns // GRID)
+    starts = np.arange(0, rows, height), np.arange(0, columns, width)
+    sizes = np.outer(np.diff([*starts[0], rows]), np.diff([*starts[1], columns]))
+    features = []
+    for frame in frames:
+        flat = frame.astype(np.float32).reshape(rows, columns, -1).mean(axis=-1)
+        mean, square = (_block_sums(v, *starts) / sizes for v in (flat, flat * flat))
+        features.append(np.stack([mean, np.sqrt(np.maximum(square - mean * mean, 0))]))
+    change = np.abs(np.diff(np.stack(features), axis=0))
+    usual = np.median(change, axis=0) + 1e-3 * (change.max() + 1e-9)
+    novelty = (change / usual).reshape(len(change), -1).max(axis=1)
+    return [int(k) + 1 for k in np.argsort(novelty)[::-1][:FRAMES_READ]]
+
+
+def _block_sums(values: NDArray[Any], rows: NDArray[Any], columns: NDArray[Any]) -> NDArray[Any]:
+    return np.add.reduceat(np.add.reduceat(values, rows, axis=0, dtype=np.float64), columns, axis=1)
 
 
 def _blank(ds: Dataset, frames: NDArray[Any], boxes: list[Box]) -> None:
@@ -251,12 +311,7 @@ def covered(box: Box, seen: list[Box]) -> bool:
     """Whether a detection is only the edge or inside of a box already black."""
     x0, y0, x1, y1 = box
     area = max(1, (x1 - x0) * (y1 - y0))
-    return any(_overlap(box, b) >= 0.7 * area for b in seen)
-
-
-def _overlap(a: Box, b: Box) -> int:
-    """Pixels two boxes share."""
-    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    return any(overlap(box, b) >= 0.7 * area for b in seen)
 
 
 def covered_in_red(picture: Picture, mask: NDArray[np.bool_]) -> Picture:
@@ -273,79 +328,3 @@ def thumbnail(picture: Picture, longest: int = 320) -> Picture:
     scale = min(1.0, longest / max(picture.shape[:2]))
     size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
     return cv2.resize(np.ascontiguousarray(picture), size, interpolation=cv2.INTER_AREA).astype(np.uint8)
-
-
-# -- rules
-
-
-@cache
-def _device_rules(text: str) -> Any:
-    """deid's regions by device, with a site's own behind them; only rules that name a region."""
-    import tempfile
-    from pathlib import Path
-
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        from deid.config import DeidRecipe
-        from deid.logger import bot
-
-        bot.level = -5
-        recipes = [DeidRecipe(deid="dicom")]
-        if text:
-            with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / "deid.site"
-                file.write_text(text, "utf-8")
-                recipes.append(DeidRecipe(deid=str(file), base=False))
-    for recipe in recipes:
-        for name, rules in list(recipe.deid["filter"].items()):
-            recipe.deid["filter"][name] = [r for r in rules if r.get("coordinates")]
-            if not recipe.deid["filter"][name]:
-                del recipe.deid["filter"][name]
-    return recipes
-
-
-def _rule_boxes(ds: Dataset, rows: int, columns: int, site_rules: str, found: list[Box]) -> tuple[list[Box], str]:
-    """Regions known to carry text: deid's regions by device, and everything outside the ultrasound regions once any text was found there."""
-    boxes: list[Box] = []
-    regions = ds.get("SequenceOfUltrasoundRegions")
-    if regions and str(ds.get("Modality", "")) == "US":
-        inner = [_region(r) for r in regions]
-        if all(r is not None and 0 <= r[0] < r[2] <= columns and 0 <= r[1] < r[3] <= rows for r in inner):
-            top = min(r[1] for r in inner if r)
-            bottom = max(r[3] for r in inner if r)
-            left = min(r[0] for r in inner if r)
-            right = max(r[2] for r in inner if r)
-            boxes += [
-                (0, 0, columns, top),
-                (0, bottom, columns, rows),
-                (0, top, left, bottom),
-                (right, top, columns, bottom),
-            ]
-            outside = [b for b in boxes if b[2] > b[0] and b[3] > b[1]]
-            if any(_overlap(f, b) for f in found for b in outside):
-                return outside, "outside the ultrasound regions"
-            boxes = []
-    from deid.dicom.pixels.detect import has_burned_pixels
-
-    for recipe in _device_rules(site_rules):
-        for hit in has_burned_pixels(ds, deid=recipe)["results"]:
-            for _, text in hit["coordinates"]:
-                try:
-                    x0, y0, x1, y1 = (int(float(v)) for v in str(text).split(","))
-                except ValueError:
-                    continue
-                box = (max(0, x0), max(0, y0), min(columns, x1), min(rows, y1))
-                if box[2] > box[0] and box[3] > box[1]:
-                    boxes.append(box)
-    return boxes, "region of the device" if boxes else ""
-
-
-def _region(region: Dataset) -> Box | None:
-    try:
-        return (
-            int(region.RegionLocationMinX0),
-            int(region.RegionLocationMinY0),
-            int(region.RegionLocationMaxX1) + 1,
-            int(region.RegionLocationMaxY1) + 1,
-        )
-    except (AttributeError, TypeError, ValueError):
-        return None

@@ -9,7 +9,6 @@ from typing import Any
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
-from site_agent.deid.attributes import SHAPES, shift
 from site_agent.deid.keys import SiteKey
 from site_agent.deid.model import Cleaned
 from site_agent.deid.naming import needles_of, output_name, patient_of
@@ -17,11 +16,21 @@ from site_agent.deid.profile import Profile
 from site_agent.deid.quarantine import Quarantine
 from site_agent.deid.reader import Needles
 from site_agent.deid.recipe import Recipe
+from site_agent.deid.values import SHAPES, shift
 from site_agent.deid.vocabulary import Vocabulary
 
 DEPTH = 8
+KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+KEY_DIGITS = 3  # EchoTime1, B0Field, but no date and no number of a patient
+LONGEST = 1_000_000  # a whole number of seven digits is an identifier or a date
+OLDEST = {
+    "months": 90 * 12,
+    "weeks": 90 * 52,
+    "days": 90 * 365,
+}  # ages from 90 years are one group; without such a word in its key, 90
+DROP = object()
 IDENTIFYING = re.compile(
-    r"(name|id|uid|number|address|phone|mail|birth|physician|operator|institution|station|serial|comment|user|path|file)s?$",
+    r"(name|id|identifier|subject|participant|uid|number|address|phone|mail|birth|physician|operator|institution|station|serial|comment|user|path|file)s?$",
     re.I,
 )
 TECHNICAL = re.compile(r"(InstanceNumber|SeriesNumber|AcquisitionNumber|EchoNumber|NumberOf\w+|\w+Names?Label)$")
@@ -67,9 +76,8 @@ class _Cleaner:
     def object(self, body: dict[str, Any], depth: int) -> dict[str, Any]:
         out = {}
         for name, value in body.items():
-            kept = self._known_key(name)
-            new = self._value(name, value, depth) if kept else None
-            if new is None:
+            new = self._value(name, value, depth) if self._known_key(name) else DROP
+            if new is DROP:
                 self._harvest(value)
                 self.actions["sidecar entry removed"] += 1
             else:
@@ -78,10 +86,12 @@ class _Cleaner:
         return out
 
     def _known_key(self, name: str) -> bool:
-        words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
-        if not words or not all(self.vocabulary.knows(w) for w in words):
+        """A keyword of DICOM, or nothing but words of the vocabulary in CamelCase; and neither may point at a person."""
+        if not KEY.fullmatch(name) or sum(c.isdigit() for c in name) > KEY_DIGITS:
             return False
         tag = tag_for_keyword(name)
+        if not tag and not self.vocabulary.knows(" ".join(_words(name))):
+            return False
         action = self.profile.action(tag) if tag else None
         if action and action[0] in "XZDU":
             return False
@@ -90,22 +100,32 @@ class _Cleaner:
         return bool(TECHNICAL.search(name)) or not IDENTIFYING.search(name)
 
     def _value(self, name: str, value: Any, depth: int) -> Any:
-        if isinstance(value, bool):
+        """The value as it may stay, or DROP."""
+        if value is None or isinstance(value, bool):
             return value
-        if isinstance(value, float):
-            return value
-        if isinstance(value, int):
-            return value if abs(value) < 1_000_000 else None
+        if isinstance(value, int | float):
+            return self._number(name, value)
         if isinstance(value, str):
-            return self._text(name, value)
+            new = self._text(name, value) if value.isprintable() else None
+            return DROP if new is None else new
         if isinstance(value, list) and depth < DEPTH:
             items = [self._value(name, v, depth + 1) for v in value]
-            return None if any(i is None for i in items) else items
+            return DROP if any(i is DROP for i in items) else items
         if isinstance(value, dict) and depth < DEPTH:
             return self.object(value, depth + 1)
-        return None
+        return DROP
+
+    def _number(self, name: str, value: float) -> Any:
+        if not abs(value) < LONGEST:  # infinities and what is no number fail this too
+            return DROP
+        oldest = _oldest(name)
+        return value if oldest is None or value < oldest else oldest
 
     def _text(self, name: str, value: str) -> str | None:
+        if _oldest(name) is not None:
+            if SHAPES["AS"].fullmatch(value):
+                return "090Y" if value[3] == "Y" and int(value[:3]) >= 90 else value
+            return None  # an age in words of its own
         day = re.match(r"(\d{4})-?(\d\d)-?(\d\d)", value)
         if day or "date" in name.lower():
             moved = shift("".join(day.groups()), self.days) if day else None
@@ -133,3 +153,15 @@ class _Cleaner:
                 self.needles.add_date(value[:10].replace("-", ""))
         elif isinstance(value, int) and not isinstance(value, bool):
             self.needles.add_text(str(value))
+        elif isinstance(value, float) and value.is_integer():
+            self.needles.add_text(str(int(value)))
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
+
+
+def _oldest(name: str) -> int | None:
+    """Where the last group of an age begins, in the unit its key names; None for what is no age."""
+    words = {w.lower() for w in _words(name)}
+    return next((n for unit, n in OLDEST.items() if unit in words), 90) if words & {"age", "ages"} else None

@@ -15,6 +15,7 @@ import urllib.request
 import numpy as np
 import pytest
 
+from evaluation.programme import priced_plan
 from medsynx.bundle import new_key, read_bundle
 from medsynx.flower_records import app_folder
 from medsynx.study import parse_study
@@ -112,7 +113,7 @@ def test_a_private_run_ends_in_a_signed_bundle_and_full_books(deployed):
     assert read_bundle(coordinator.run("private") / "small.medsynx.zip").private
     for folder in sites.values():
         mine = [e for e in Ledger(folder / "ledger.sqlite").chain.entries() if e["run"] == "private"]
-        assert [e["kind"] for e in mine] == ["reserve", "settle"] * 3
+        assert [e["kind"] for e in mine] == ["reserve", "settle"] * len(priced_plan(STUDY).steps)
         left = [e for e in Audit(folder / "audit.sqlite").chain.entries() if e["run"] == "private"]
         assert sum(e["arrays"]["sum"]["bytes"] for e in left) == result["bytes_per_site"]
 

@@ -125,7 +125,7 @@ def test_the_seed_never_reaches_the_noise(desk):
     assert tables[0] != tables[1]
 
 
-@pytest.mark.parametrize("name", ["heart", "flchain"])
+@pytest.mark.parametrize("name", ["heart", "flchain", "adult", "support2", "diabetes130"])
 def test_example_studies_are_valid(name):
     from pathlib import Path
 
@@ -133,4 +133,5 @@ def test_example_studies_are_valid(name):
     from medsynx.study import load_study
 
     study = load_study(Path(__file__).parents[2] / "configs" / "studies" / f"{name}.yaml")
-    assert priced_plan(study).bytes_per_site < 64 * 1024
+    largest = max(4 * s.step.size for s in priced_plan(study).steps)
+    assert largest < (64 if len(study.data_columns) <= 14 else 128) * 1024, "bytes a site and round"

@@ -116,3 +116,17 @@ def test_csv_and_parquet_give_the_same_patients(tmp_path, study):
         write_table(tmp_path / name, iter([table[:100], table[100:]]))
     a, b = (prepare(read_table(tmp_path / n), study, KEY).parts["train"] for n in ("t.csv", "t.parquet"))
     assert by_row(a) == by_row(b)
+
+
+def test_the_sites_name_is_a_column_where_the_study_asks_for_it(raw_study):
+    raw_study["columns"]["hospital"] = {"type": "categorical", "levels": ["north", "south"], "role": "site"}
+    with_site, table = parse_study(raw_study), small_table(60, 1)
+    named = prepare(table, with_site, KEY, site="south")
+    assert (named.parts["all"].codes[:, -1] == 1).all()
+    assert (prepare(table, with_site, KEY, site="east").parts["all"].codes[:, -1] == 2).all(), "unknown: other"
+    own = prepare(table.assign(hospital="north"), with_site, KEY, site="south")
+    assert (own.parts["all"].codes[:, -1] == 0).all(), "the table's own column goes first"
+    del raw_study["columns"]["hospital"]
+    without = prepare(table, parse_study(raw_study), KEY)
+    same = (named.parts["train"].codes[:, :5] == without.parts["train"].codes).all()
+    assert same, "a patient's part does not depend on the study asking for it"

@@ -26,10 +26,10 @@ def test_a_run_says_who_took_part_and_what_it_cost(tmp_path, study):
     seen = []
     outcome = Run(study, InProcessFederation(handlers(tmp_path, study)), "r1", seen.append).conduct()
     assert outcome.sites == ["s0", "s1", "s2"] and outcome.private
-    assert [r.step for r in outcome.rounds] == ["tables", "evaluate: reference", "evaluate: hold-out"]
+    assert [r.step for r in outcome.rounds] == ["tables", "cliques", "evaluate: reference", "evaluate: hold-out"]
     assert outcome.bytes_per_site == sum(4 * s.step.size for s in outcome.plan.steps) == outcome.plan.bytes_per_site
     assert set(outcome.figures) == {"tvd1", "tvd2", "tstr_auc", "trtr_auc"}
-    assert seen[0].sites == dict.fromkeys(["s0", "s1", "s2"], "asked") and seen[-1].round == seen[-1].rounds == 3
+    assert seen[0].sites == dict.fromkeys(["s0", "s1", "s2"], "asked") and seen[-1].round == seen[-1].rounds == 4
 
 
 def test_a_refusing_or_broken_site_is_named_and_the_quorum_carries_on(tmp_path, study):

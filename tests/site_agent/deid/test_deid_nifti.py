@@ -1,40 +1,24 @@
-"""NIfTI: no text, no extension, no face; the brain and the geometry stay."""
+"""NIfTI: a header of its own, no text, no extension, and no more memory than the header asks for."""
 
 from __future__ import annotations
 
 import gzip
-import importlib.util
-import json
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from site_agent.deid.faces import find_face
 from site_agent.deid.nifti import clean_nifti
-from site_agent.deid.profile import Profile
+from site_agent.deid.nifti_header import KEPT
 from site_agent.deid.quarantine import Quarantine
 from site_agent.deid.recipe import Recipe
-from site_agent.deid.sidecars import clean_sidecar
 from tests.site_agent.deid.helpers import FAMILY, KEY, OTHER
 
-DATA = Path(str(importlib.util.find_spec("pydeface").submodule_search_locations[0])) / "data"  # type: ignore[union-attr,index]
 SHIPPED = Path(nib.__file__).parent / "tests" / "data"
 NO_FACES = Recipe(clean_recognizable_visual_features=False)
-
-
-@pytest.fixture(scope="module")
-def head():
-    """A real face: the mean of many heads that pydeface's wheel ships, at 2 mm, turned and moved."""
-    image = nib.load(DATA / "mean_reg2mean.nii.gz")
-    volume = np.asarray(image.dataobj)[::2, ::2, ::2].astype(np.int16)
-    from scipy.spatial.transform import Rotation
-
-    turned = np.eye(4)
-    turned[:3, :3] = Rotation.from_euler("xyz", [8, -6, 10], degrees=True).as_matrix()
-    turned[:3, 3] = [12, -9, 15]
-    return nib.Nifti1Image(volume, turned @ image.affine @ np.diag([2, 2, 2, 1]))
 
 
 def cleaned(image, name="scan.nii.gz", recipe=NO_FACES):
@@ -85,57 +69,6 @@ def test_gzip_names_nothing():
     assert FAMILY.encode() not in out.data and out.data[4:8] == b"\0\0\0\0" and FAMILY not in out.name
 
 
-def test_a_face_is_removed_and_the_rest_stays(head):
-    out, back, _ = cleaned(head, recipe=Recipe())
-    before, after = np.asarray(head.dataobj), np.asarray(back.dataobj)
-    assert out.notes["face"] == "face removed" and out.notes["fit"] < -0.6 and out.changed_pixels
-    changed = before != after
-    assert (after[changed] == 0).all() and np.allclose(back.affine, head.affine, atol=1e-4)
-    # in the head's own frame: voxels of the template's face are gone, the upper half and the back are untouched
-    mask = np.asarray(nib.load(DATA / "facemask.nii.gz").dataobj)[::2, ::2, ::2][
-        : before.shape[0], : before.shape[1], : before.shape[2]
-    ]
-    face = (mask == 0) & (before > 60)
-    assert changed[face].mean() > 0.95
-    assert not changed[:, :, int(before.shape[2] * 0.62) :].any() and not changed[:, : before.shape[1] // 2].any()
-    (_, seen_before, seen_after), *_ = out.pictures
-    assert seen_before.shape[2] == seen_after.shape[2] == 3
-
-
-def test_a_head_whose_face_is_not_found_is_quarantined(head, monkeypatch):
-    monkeypatch.setattr("site_agent.deid.faces.FIT", -9.0)
-    with pytest.raises(Quarantine) as refused:
-        cleaned(head, recipe=Recipe())
-    assert refused.value.reason == "head-uncertain"
-
-
-def test_a_ct_of_a_head_is_quarantined(head):
-    hounsfield = np.where(np.asarray(head.dataobj) > 40, 60, -1000).astype(np.int16)
-    with pytest.raises(Quarantine) as refused:
-        cleaned(nib.Nifti1Image(hounsfield, head.affine), recipe=Recipe())
-    assert refused.value.reason == "head-ct"
-
-
-def test_noise_of_a_heads_size_is_quarantined():
-    noise = np.random.default_rng(0).normal(100, 20, (90, 100, 90)).astype(np.float32)
-    with pytest.raises(Quarantine):
-        find_face(noise, np.diag([2, 2, 2, 1.0]))
-
-
-@pytest.mark.parametrize("name", ["anatomical.nii", "functional.nii", "reoriented_anat_moved.nii", "standard.nii.gz"])
-def test_what_is_no_head_passes_untouched(name):
-    image = nib.load(SHIPPED / name)
-    out = clean_nifti((SHIPPED / name).read_bytes(), name, Recipe(), KEY)
-    back = nib.Nifti1Image.from_bytes(gzip.decompress(out.data) if name.endswith("gz") else out.data)
-    assert out.notes["face"] == "not a head" and np.array_equal(np.asarray(back.dataobj), np.asarray(image.dataobj))
-
-
-def test_a_wide_body_is_no_head():
-    x, y, _ = np.mgrid[-100:100, -70:70, 0:30]
-    body = np.where((x / 90) ** 2 + (y / 60) ** 2 < 1, 100, 0).astype(np.int16)
-    assert find_face(body, np.diag([2, 2, 5, 1.0])).kind == "not a head"
-
-
 @pytest.mark.parametrize(("name", "reason"), [("row_major.dconn.nii", "nifti-unusual")])
 def test_cifti_is_quarantined(name, reason):
     with pytest.raises(Quarantine) as refused:
@@ -151,24 +84,89 @@ def test_a_truncated_volume_is_quarantined(cut):
             clean_nifti(data, "a.nii", NO_FACES, KEY)
 
 
-def test_a_volume_and_its_sidecar_keep_one_name_and_one_patient():
+#: header fields by (offset, length) that nothing needs and that can carry four to eight letters each
+NIFTI1_UNUSED = [
+    (4, 10),
+    (14, 18),
+    (32, 4),
+    (36, 2),
+    (38, 2),
+    (48, 8),
+    (56, 12),
+    (74, 2),
+    (92, 16),
+    (120, 3),
+    (124, 24),
+    (140, 8),
+]
+NIFTI2_UNUSED = [(48, 32), (80, 24), (136, 32), (192, 32), (224, 8), (232, 8), (496, 4), (524, 15)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "unused"), [(nib.Nifti1Image, NIFTI1_UNUSED), (nib.Nifti2Image, NIFTI2_UNUSED)], ids=["nifti1", "nifti2"]
+)
+def test_numbers_of_the_header_that_nothing_reads_carry_nothing(kind, unused):
+    image = kind(np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.diag([2, 3, 4, 1.0]))
+    raw = bytearray(image.to_bytes())
+    for at, length in unused:
+        raw[at : at + length] = (FAMILY.encode() * 8)[:length]
+    out = clean_nifti(bytes(raw), "a.nii", NO_FACES, KEY)
+    fresh = kind(np.asarray(image.dataobj), image.affine).to_bytes()
+    for at, length in unused:
+        assert out.data[at : at + length] == fresh[at : at + length], at
+    back = kind.from_bytes(out.data)
+    assert np.array_equal(np.asarray(back.dataobj), np.asarray(image.dataobj)) and np.allclose(
+        back.affine, image.affine
+    )
+    assert set(out.kept) == set(KEPT)
+
+
+def test_the_place_of_a_form_without_its_code_goes():
     image = nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4))
-    volume = clean_nifti(image.to_bytes(), f"sub-{FAMILY}/anat/sub-{FAMILY}_T1w.nii", NO_FACES, KEY)
-    body = {
-        "Manufacturer": "Siemens", "MagneticFieldStrength": 3, "EchoTime": 0.03, "SliceTiming": [0, 0.5], "SeriesDescription": "t1_mprage_sag",
-        "PatientName": FAMILY, "PatientID": 12345, "InstitutionName": "Brolenquist", "AcquisitionDateTime": "2019-03-04T10:11:12.5",
-        "ProtocolName": f"brain {OTHER}", "Comments": OTHER, FAMILY: 1, "DeviceSerialNumber": "77441", "SeriesInstanceUID": "1.2.3",
-        "Nested": {"PatientName": OTHER, "EchoTime": 1.5},
-    }  # fmt: skip
-    recipe = Recipe()
-    side = clean_sidecar(
-        json.dumps(body).encode(), f"sub-{FAMILY}/anat/sub-{FAMILY}_T1w.json", recipe, Profile(recipe), KEY
+    image.header["qform_code"], image.header["qoffset_x"] = 0, 4711.25
+    out = clean_nifti(image.to_bytes(), "a.nii", NO_FACES, KEY)
+    assert nib.Nifti1Image.from_bytes(out.data).header["qoffset_x"] == 0
+
+
+def test_an_archive_that_unpacks_past_its_header_is_stopped_early():
+    image = nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.eye(4))
+    deflater = zlib.compressobj(9, zlib.DEFLATED, 31)
+    bomb = (
+        deflater.compress(image.to_bytes())
+        + b"".join(deflater.compress(bytes(1 << 20)) for _ in range(300))
+        + deflater.flush()
     )
-    assert volume.name == side.name and side.name.endswith("_T1w") and volume.patient == side.patient
-    kept = json.loads(side.data)
-    assert {"Manufacturer", "MagneticFieldStrength", "EchoTime", "SliceTiming", "SeriesDescription"} <= kept.keys()
-    assert kept["AcquisitionDateTime"].endswith("T10:11:12.5") and not kept["AcquisitionDateTime"].startswith(
-        "2019-03-04"
-    )
-    for word in (FAMILY, OTHER, "Brolenquist", "12345", "77441", "1.2.3"):
-        assert word not in side.data.decode()
+    peak, refused = peak_of(bomb)
+    assert refused == "too-large" and peak < 8 << 20
+
+
+@pytest.mark.parametrize(("side", "reason"), [(1000, "damaged"), (2000, "too-large"), (32767, "too-large")])
+def test_a_header_that_claims_more_than_the_file_can_hold_costs_no_memory(side, reason):
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.uint8)
+    header.set_data_shape((side, side, side))
+    header.set_sform(np.eye(4), 1)
+    header["vox_offset"] = 352
+    for data in (header.binaryblock + bytes(400), gzip.compress(header.binaryblock + bytes(400))):
+        peak, refused = peak_of(data)
+        assert refused == reason and peak < 4 << 20
+
+
+def test_one_copy_of_a_volume_is_held():
+    voxels = np.random.default_rng(0).integers(0, 9, (64, 64, 64, 40), np.int16)  # 20 MB
+    image = nib.Nifti1Image(voxels, np.diag([2, 2, 2, 1.0])).to_bytes()
+    packed = gzip.compress(image, 1)
+    peak, _ = peak_of(packed)
+    assert peak < 2.2 * voxels.nbytes
+
+
+def peak_of(data):
+    tracemalloc.start()
+    try:
+        clean_nifti(data, "a.nii.gz", NO_FACES, KEY)
+        refused = ""
+    except Quarantine as q:
+        refused = q.reason
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak, refused

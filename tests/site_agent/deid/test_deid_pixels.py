@@ -7,10 +7,12 @@ import io
 import numpy as np
 import pydicom
 import pytest
-from pydicom.pixels import pixel_array
+from PIL import Image, ImageDraw, ImageFont
+from pydicom.pixels import pack_bits, pixel_array
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from site_agent.deid import pixels as pixels_module
+from site_agent.deid import textfinder
 from site_agent.deid.quarantine import Quarantine
 from tests.site_agent.deid.helpers import MRN, clean, image, read_test_file, reread, smooth, to_bytes, write_text
 
@@ -251,3 +253,89 @@ def test_marked_text_is_quarantined_when_cleaning_is_off():
     with pytest.raises(Quarantine) as refused:
         clean(image(grey()[0], BurnedInAnnotation="YES"), clean_pixel_data=False)
     assert refused.value.reason == "pixel-rule"
+
+
+@pytest.mark.parametrize("degrees", [20, 45, 180])
+def test_slanted_text_and_text_on_its_head_is_blanked(degrees):
+    canvas = Image.new("L", (420, 420), 0)
+    ImageDraw.Draw(canvas).text((70, 195), TEXT, fill=255, font=ImageFont.load_default(24))
+    mask = np.asarray(canvas.rotate(degrees, resample=Image.Resampling.BICUBIC)) > 127
+    samples = smooth(420, 420).astype(np.uint16)
+    samples[mask] = 250
+    out = clean(image(samples, modality="CT", SOPClassUID="1.2.840.10008.5.1.4.1.1.2"))
+    assert not legible(pixel_array(io.BytesIO(out.data)), mask)
+
+
+def test_text_in_a_picture_of_one_bit_is_blanked():
+    samples = np.zeros((300, 400), np.uint8)
+    mask = write_text(samples, TEXT, CORNER, 1)
+    ds = image(samples)
+    ds.BitsAllocated = ds.BitsStored = 1
+    ds.HighBit = 0
+    ds.PixelData = pack_bits(samples)
+    out = reread(clean(ds))
+    assert not legible(pixel_array(out), mask) and not pixel_array(out).any()
+
+
+def test_text_beside_a_glaring_patch_is_blanked():
+    """Stretched over the whole range, the letters would differ from their ground by one grey value."""
+    samples = (smooth(400, 400) + 100).astype(np.uint16)
+    samples[300:312, 300:312] = 60000
+    samples[310:340, 30:60] = 40000
+    mask = write_text(samples, TEXT, CORNER, 420)
+    assert not legible(pixel_array(io.BytesIO(clean(image(samples)).data)), mask)
+
+
+@pytest.mark.parametrize(("ink", "ground"), [(100, 20), (10, 240)])
+def test_a_page_shown_for_one_frame_is_found(ink, ground):
+    """Frame 17 of 40, neither brighter nor darker than the others: no projection shows it."""
+    rng = np.random.default_rng(4)
+    frames = np.stack([smooth(240, 320, 0, 255).astype(np.int16) for _ in range(40)])
+    frames = np.clip(frames + rng.normal(0, 12, frames.shape), 0, 255).astype(np.uint8)
+    frames[5, 30:90, 10:310], frames[25, 30:90, 10:310] = 255, 0
+    frames[17, 30:90, 10:310] = ground
+    mask = write_text(frames[17], TEXT, (50, 30), ink)
+    assert not legible(pixel_array(io.BytesIO(clean(image(frames)).data))[17], mask)
+
+
+def test_text_in_pixels_of_floating_point_is_quarantined():
+    samples = smooth(300, 400).astype(np.float32)
+    write_text(samples, TEXT, CORNER, 250.5)
+    ds = image(samples)
+    del ds.PixelData, ds.BitsStored, ds.HighBit, ds.PixelRepresentation
+    ds.FloatPixelData = samples.tobytes()
+    ds["FloatPixelData"].VR = "OF"
+    with pytest.raises(Quarantine) as refused:
+        clean(ds)
+    assert refused.value.reason == "text-remains"
+
+
+@pytest.mark.parametrize("group", [0x6000, 0x6004])
+def test_an_overlay_inside_the_pixels_is_quarantined(group):
+    ds = image(smooth(300, 400).astype(np.uint16), BitsStored=12, HighBit=11)
+    ds.add_new((group, 0x0100), "US", 16)
+    ds.add_new((group, 0x0102), "US", 12)
+    with pytest.raises(Quarantine) as refused:
+        clean(ds)
+    assert refused.value.reason == "overlay-embedded"
+
+
+def test_bits_above_those_stored_are_quarantined():
+    samples = smooth(300, 400).astype(np.uint16)
+    write_text(samples, TEXT, CORNER, 0x8000)
+    with pytest.raises(Quarantine) as refused:
+        clean(image(samples, BitsStored=12, HighBit=11))
+    assert refused.value.reason == "overlay-embedded"
+
+
+def test_rounding_of_a_lossy_codec_is_no_overlay():
+    """Decoded samples pass what BitsStored holds."""
+    ds = read_test_file("JPEG2000.dcm")
+    ds.PatientID, ds.BitsStored, ds.HighBit = MRN, 8, 7
+    assert not clean(ds).changed_pixels
+
+
+def test_two_ideographs_are_a_name():
+    """No font with ideographs is at hand: what counts as readable is tested on the recogniser's answer."""
+    assert textfinder._letters("田中") >= 3 > 2 > textfinder._letters("口") and textfinder._letters("Ö1") == 2
+    assert textfinder._letters(".-|") == 0

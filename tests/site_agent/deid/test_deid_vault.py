@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
+from pydantic import ValidationError
 
 from medsynx.errors import MedsynxError
+from site_agent.datasets import read_dataset
 from site_agent.deid.engine import Folder, run
 from site_agent.deid.keys import SiteKey
 from site_agent.deid.recipe import Recipe, TableRules
 from site_agent.deid.report import verify, write
-from site_agent.policy import SiteFolder, SitePolicy
+from site_agent.policy import Dataset, SiteFolder, SitePolicy
 from site_agent.vault import Vault
 from tests.site_agent.deid.helpers import FAMILY, KEY, image, medsynx, smooth, to_bytes, write_text
 from tests.site_agent.deid.test_deid_tables import STUDY, frame
@@ -195,6 +198,27 @@ def test_the_report_can_be_read_in_a_browser(filled, tmp_path):
     picture = np.asarray(Image.open(shot).convert("RGB"))
     red = (np.abs(picture.astype(int) - (190, 40, 40)).max(axis=-1) < 12).sum()
     assert picture.shape[1] == 1100 and red > 100 and len(np.unique(picture)) > 50
+
+
+def test_training_reads_a_data_set_only_under_a_valid_report(site, filled):
+    vault, _ = filled
+    policy = SiteFolder(site).policy()
+    registered = policy.model_copy(update={"datasets": {"cohort": Dataset(vault="first")}})
+    (site / "site.yaml").write_text(yaml.safe_dump(registered.model_dump(mode="json", exclude_none=True)))
+    table = read_dataset(SiteFolder(site), "cohort")
+    assert len(table) == len(frame()) and table["patient"].str.startswith("P-").all()
+    (row,) = (r for r in vault.catalogue.files("first", verdict="clean") if r["kind"] == "table")
+    path = vault.root / row["output"]
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(MedsynxError) as refused:
+        read_dataset(SiteFolder(site), "cohort")
+    assert refused.value.code == "report-invalid"
+
+
+def test_a_data_set_is_a_path_or_of_the_vault():
+    for wrong in ({}, {"path": "a.csv", "vault": "first"}):
+        with pytest.raises(ValidationError):
+            Dataset.model_validate(wrong)
 
 
 def test_a_withdrawal_knows_the_issuers_of_the_recipes(site, tmp_path):
