@@ -12,11 +12,11 @@ import zlib
 from typing import Any
 
 import pydicom
-from pydicom import config
+from pydicom import config, filereader
 from pydicom.charset import python_encoding
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medsynx import __version__
 from site_agent.deid.attributes import Walk
@@ -40,8 +40,8 @@ RAW = STORAGE + "66"
 VIDEO = ("1.2.840.10008.1.2.4.10",)  # MPEG-2, MPEG-4, HEVC: 1.2.840.10008.1.2.4.100 to .108
 IMPLEMENTATION = "2.25.302041970217489912276351822061345701209"  # a UUID drawn once for MedSynX
 IDENTIFIERS = ("PatientID", "OtherPatientIDs", "AccessionNumber", "StudyID", "AdmissionID", "IssuerOfPatientID")
+DATES = "retain_longitudinal_modified_dates"
 NAME_PARTS = re.compile(r"[^\W\d_]{2,}")
-DEFLATED = b"1.2.840.10008.1.2.1.99"
 MOST_INFLATED = 1 << 30
 
 
@@ -68,19 +68,29 @@ def clean_dicom(data: bytes, recipe: Recipe, profile: Profile, key: SiteKey) -> 
     ds = _read(data)
     _judge(ds)
     sop_class = str(ds.SOPClassUID)
-    patient = _patient(ds, key)
+    patient = _patient(ds, key, recipe.default_issuer)
     denied, needles = _names(ds)
     charsets = _charsets(ds)
     days = key.days(patient.pseudonym)
     birth, reference = str(ds.get("PatientBirthDate", "") or ""), str(ds.get("StudyDate", "") or "")
+    options = recipe.options - ({DATES} if _over_89(ds, birth) else set())
     shape = _shape(ds)
     pixels = clean_pixels(ds, site_rules=recipe.regions, blank="clean_pixel_data" in recipe.options)
 
-    walk = Walk(profile, recipe, key, sop_class=sop_class, days=days, denied=denied, identifiers=frozenset(needles.ids))
+    walk = Walk(
+        profile,
+        recipe,
+        key,
+        sop_class=sop_class,
+        days=days,
+        denied=denied,
+        identifiers=frozenset(needles.ids),
+        options=options,
+    )
     trace = walk.clean(ds)
     _merge(trace.needles, needles)
     _identity(ds, patient, recipe, walk, birth, reference)
-    _method(ds, recipe, pixels)
+    _method(ds, recipe, options, pixels)
     modality = str(ds.get("Modality", "") or "")  # as cleaned: the report shows it
     out = _write(ds)
     return Cleaned(
@@ -107,8 +117,7 @@ def clean_dicom(data: bytes, recipe: Recipe, profile: Profile, key: SiteKey) -> 
 
 def _read(data: bytes) -> FileDataset:
     force = data[128:132] != b"DICM"
-    if DEFLATED in data[:1024] and _inflates_beyond(data, MOST_INFLATED):
-        raise Quarantine("too-large", "deflated")
+    _check_deflated(data)
     try:
         ds = pydicom.dcmread(io.BytesIO(data), force=force)
         _ = len(ds)
@@ -127,18 +136,25 @@ def _read(data: bytes) -> FileDataset:
     return ds
 
 
-def _inflates_beyond(data: bytes, most: int) -> bool:
-    """Whether the deflated part of an object, which begins where the file meta group ends, is larger than so many bytes."""
-    start = 144 + int.from_bytes(data[140:144], "little")  # preamble, DICM, and the group's length element (PS3.10 7.1)
-    inflate, left = zlib.decompressobj(-zlib.MAX_WBITS), data[start:]
-    size = 0
+def _check_deflated(data: bytes) -> None:
+    """Refuse a deflated object that unpacks to more than memory should hold: the parser would not stop."""
+    stream = io.BytesIO(data)
     try:
-        while left and size <= most:
+        filereader.read_preamble(stream, force=True)
+        meta = filereader._read_file_meta_info(stream)  # leaves the stream where the parser begins to inflate
+    except Exception:  # the parser says what is wrong
+        return
+    if str(meta.get("TransferSyntaxUID", "")) != DeflatedExplicitVRLittleEndian:
+        return
+    inflate, left, size = zlib.decompressobj(-zlib.MAX_WBITS), data[stream.tell() :], 0
+    try:
+        while left and size <= MOST_INFLATED:
             size += len(inflate.decompress(left, 1 << 22))
             left = inflate.unconsumed_tail
     except zlib.error:
-        return False  # damaged: the parser says so
-    return size > most
+        raise Quarantine("damaged", "deflated") from None
+    if size > MOST_INFLATED:
+        raise Quarantine("too-large", "deflated")
 
 
 def _check_lengths(ds: Dataset, size: int) -> None:
@@ -182,11 +198,11 @@ def _shape(ds: Dataset) -> tuple[int, ...]:
         raise Quarantine("damaged", "the image's size is not a number") from None
 
 
-def _patient(ds: Dataset, key: SiteKey) -> Patient:
+def _patient(ds: Dataset, key: SiteKey, default_issuer: str) -> Patient:
     identifier = str(ds.get("PatientID", "") or "").strip("\0 ")
     if not identifier:
         raise Quarantine("patient-id-missing")
-    issuer = str(ds.get("IssuerOfPatientID", "") or "").strip("\0 ")
+    issuer = str(ds.get("IssuerOfPatientID", "") or "").strip("\0 ") or default_issuer
     words = sorted({w.lower() for w in WORDS.findall(str(ds.get("PatientName", "") or ""))})
     birth = str(ds.get("PatientBirthDate", "") or "").strip()
     marks = {}
@@ -253,6 +269,13 @@ def _identity(ds: Dataset, patient: Patient, recipe: Recipe, walk: Walk, birth: 
             setattr(ds, keyword, walk.key.uid(f"missing {keyword} {ds.SOPInstanceUID}"))
 
 
+def _over_89(ds: Dataset, birth: str) -> bool:
+    """Whether the patient is over 89 on any day of this object: intervals between its dates and an earlier study's would then tell the age."""
+    days = [str(ds.get(k, "") or "") for k in ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")]
+    ages = [_age(birth, day[:8]) for day in days] + [str(ds.get("PatientAge", "") or "")]
+    return any(a and re.fullmatch(r"\d{3}Y", a) and int(a[:3]) >= OLDEST[0] for a in ages)
+
+
 def _age(birth: str, reference: str) -> str | None:
     """Completed years at the study, from dates that never leave."""
     if not (shift(birth, 0) and shift(reference, 0)):
@@ -261,13 +284,13 @@ def _age(birth: str, reference: str) -> str | None:
     return f"{years:03d}Y" if 0 < years < 150 else None
 
 
-def _method(ds: Dataset, recipe: Recipe, pixels: PixelResult) -> None:
+def _method(ds: Dataset, recipe: Recipe, options: frozenset[str], pixels: PixelResult) -> None:
     """PatientIdentityRemoved and how; an option is listed only when it was applied to this object."""
     ds.PatientIdentityRemoved = "YES"
     ds.DeidentificationMethod = [f"MedSynX {__version__}", f"PS3.15 {edition()[:5]}", f"recipe {recipe.digest[:16]}"]
-    dates = "retain_longitudinal_modified_dates" in recipe.options
+    dates = DATES in options
     ds.LongitudinalTemporalInformationModified = "MODIFIED" if dates else "REMOVED"
-    applied = recipe.options - {"clean_recognizable_visual_features"}  # faces are removed from NIfTI only
+    applied = options - {"clean_recognizable_visual_features"}  # faces are removed from NIfTI only
     if not pixels.examined:
         applied -= {"clean_pixel_data"}
     if "ContentSequence" not in ds:

@@ -130,8 +130,8 @@ def _strip_container(ds: Dataset) -> None:
     if syntax.is_encapsulated:
         try:
             old = list(generate_frames(ds.PixelData, number_of_frames=frames, extended_offsets=_offsets(ds)))
-            new = [strip_frame(f) for f in old]
-        except (ValueError, IndexError, EOFError, TypeError) as error:
+            new = [strip_frame(f, (int(ds.Rows), int(ds.Columns))) for f in old]
+        except (ValueError, IndexError, EOFError, TypeError, AttributeError) as error:
             raise Quarantine("pixels-undecodable", type(error).__name__) from None
         if len(new) != frames:
             raise Quarantine("damaged", f"{len(new)} of {frames} frames")

@@ -122,6 +122,18 @@ def test_age_over_89_is_one_group():
     assert reread(clean(ds)).PatientBirthDate in ("", None)
 
 
+def test_no_date_tells_an_age_over_89():
+    """At 88 and at 91: shifted dates of both would give the age at the second."""
+    ds = read_test_file("CT_small.dcm")
+    ds.PatientBirthDate, ds.StudyDate, ds.AcquisitionDate = "19300101", "20180304", "20180304"
+    assert reread(clean(ds)).StudyDate
+    ds.StudyDate, ds.AcquisitionDate = "20210304", "20210304"
+    out = reread(clean(ds))
+    assert out.PatientAge == "090Y" and not out.get("StudyDate") and not out.get("AcquisitionDate")
+    assert out.LongitudinalTemporalInformationModified == "REMOVED"
+    assert "113107" not in {i.CodeValue for i in out.DeidentificationMethodCodeSequence}
+
+
 def test_a_descriptor_keeps_its_known_words_only():
     ds = read_test_file("CT_small.dcm")
     ds.SeriesDescription = f"AX T1 FLAIR 5mm {OTHER} 0176-5551234 12.03.1954"

@@ -150,9 +150,12 @@ def test_a_deflated_object_that_unpacks_without_end(monkeypatch):
     clean(data)  # the file itself is small enough
     start = 144 + int.from_bytes(data[140:144], "little")
     bomb = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    with pytest.raises(Quarantine) as refused:
-        clean(data[:start] + bomb.compress(b"\0" * (8 << 20)) + bomb.flush())
-    assert refused.value.reason == "too-large"
+    tail = bomb.compress(b"\0" * (8 << 20)) + bomb.flush()
+    # a wrong or missing length of the file meta group does not hide where the deflated part begins
+    for head in (data[:start], data[:140] + b"\xff\xff\0\0" + data[144:start], data[:132] + data[144:start]):
+        with pytest.raises(Quarantine) as refused:
+            clean(head + tail)
+        assert refused.value.reason == "too-large"
 
 
 @pytest.mark.parametrize(
@@ -185,3 +188,20 @@ def test_a_two_letter_name_is_denied():
     ds = ct()
     ds.PatientName, ds.SeriesDescription = "Ax^Wu", "AX head"
     assert out_of(ds).SeriesDescription == "head"
+
+
+def test_a_patient_with_and_without_an_issuer_is_one_under_the_default():
+    a, b = ct(), ct()
+    a.IssuerOfPatientID, b.IssuerOfPatientID = "NORTH", ""
+    assert out_of(a).PatientID != out_of(b).PatientID
+    assert out_of(a, default_issuer="NORTH").PatientID == out_of(b, default_issuer="NORTH").PatientID
+
+
+def test_bytes_behind_the_last_rle_sample_go():
+    from pydicom.encaps import encapsulate, generate_frames
+
+    ds = read_test_file("MR_small_RLE.dcm")
+    ds.PatientID = MRN
+    frame = next(generate_frames(ds.PixelData, number_of_frames=1))
+    ds.PixelData = encapsulate([frame + b"QOZIVARUK TEMILOPAD "])
+    assert b"QOZIVARUK" not in clean(ds).data
