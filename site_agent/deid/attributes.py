@@ -82,7 +82,6 @@ class Walk:
         days: this patient's date shift.
         denied: words that must not stay though the vocabulary has them.
         identifiers: the patient's numbers, which must not stay in a number either.
-        options: the recipe's, unless this object allows fewer.
     """
 
     def __init__(
@@ -95,7 +94,6 @@ class Walk:
         days: int,
         denied: frozenset[str],
         identifiers: frozenset[str] = frozenset(),
-        options: frozenset[str] | None = None,
     ) -> None:
         self.profile, self.recipe, self.key = profile, recipe, key
         self.sop_class, self.days = sop_class, days
@@ -104,7 +102,7 @@ class Walk:
         self.identifiers = identifiers
         self._numbers = {canonical(i) for i in identifiers} - {""}
         self.trace = Trace()
-        self.options = recipe.options if options is None else options
+        self.options = recipe.options
         self._remove = frozenset(recipe.remove)
         self._safe = {self._safe_key(entry) for entry in recipe.safe_private}
         self._retains_names = bool(self.options & {"retain_device_identity", "retain_institution_identity"})

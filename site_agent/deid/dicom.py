@@ -40,7 +40,6 @@ RAW = STORAGE + "66"
 VIDEO = ("1.2.840.10008.1.2.4.10",)  # MPEG-2, MPEG-4, HEVC: 1.2.840.10008.1.2.4.100 to .108
 IMPLEMENTATION = "2.25.302041970217489912276351822061345701209"  # a UUID drawn once for MedSynX
 IDENTIFIERS = ("PatientID", "OtherPatientIDs", "AccessionNumber", "StudyID", "AdmissionID", "IssuerOfPatientID")
-DATES = "retain_longitudinal_modified_dates"
 NAME_PARTS = re.compile(r"[^\W\d_]{2,}")
 MOST_INFLATED = 1 << 30
 
@@ -71,9 +70,9 @@ def clean_dicom(data: bytes, recipe: Recipe, profile: Profile, key: SiteKey) -> 
     patient = _patient(ds, key, recipe.default_issuer)
     denied, needles = _names(ds)
     charsets = _charsets(ds)
-    days = key.days(patient.pseudonym)
     birth, reference = str(ds.get("PatientBirthDate", "") or ""), str(ds.get("StudyDate", "") or "")
-    options = recipe.options - ({DATES} if _over_89(ds, birth) else set())
+    # over 89 the dates move by another number of days: the interval to an earlier study, which has an exact age, would tell the age
+    days = key.days(patient.pseudonym + " over 89" * _over_89(ds, birth))
     shape = _shape(ds)
     pixels = clean_pixels(ds, site_rules=recipe.regions, blank="clean_pixel_data" in recipe.options)
 
@@ -85,12 +84,11 @@ def clean_dicom(data: bytes, recipe: Recipe, profile: Profile, key: SiteKey) -> 
         days=days,
         denied=denied,
         identifiers=frozenset(needles.ids),
-        options=options,
     )
     trace = walk.clean(ds)
     _merge(trace.needles, needles)
     _identity(ds, patient, recipe, walk, birth, reference)
-    _method(ds, recipe, options, pixels)
+    _method(ds, recipe, pixels)
     modality = str(ds.get("Modality", "") or "")  # as cleaned: the report shows it
     out = _write(ds)
     return Cleaned(
@@ -270,7 +268,7 @@ def _identity(ds: Dataset, patient: Patient, recipe: Recipe, walk: Walk, birth: 
 
 
 def _over_89(ds: Dataset, birth: str) -> bool:
-    """Whether the patient is over 89 on any day of this object: intervals between its dates and an earlier study's would then tell the age."""
+    """Whether the patient is over 89 on any day of this object."""
     days = [str(ds.get(k, "") or "") for k in ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")]
     ages = [_age(birth, day[:8]) for day in days] + [str(ds.get("PatientAge", "") or "")]
     return any(a and re.fullmatch(r"\d{3}Y", a) and int(a[:3]) >= OLDEST[0] for a in ages)
@@ -284,13 +282,13 @@ def _age(birth: str, reference: str) -> str | None:
     return f"{years:03d}Y" if 0 < years < 150 else None
 
 
-def _method(ds: Dataset, recipe: Recipe, options: frozenset[str], pixels: PixelResult) -> None:
+def _method(ds: Dataset, recipe: Recipe, pixels: PixelResult) -> None:
     """PatientIdentityRemoved and how; an option is listed only when it was applied to this object."""
     ds.PatientIdentityRemoved = "YES"
     ds.DeidentificationMethod = [f"MedSynX {__version__}", f"PS3.15 {edition()[:5]}", f"recipe {recipe.digest[:16]}"]
-    dates = DATES in options
+    dates = "retain_longitudinal_modified_dates" in recipe.options
     ds.LongitudinalTemporalInformationModified = "MODIFIED" if dates else "REMOVED"
-    applied = options - {"clean_recognizable_visual_features"}  # faces are removed from NIfTI only
+    applied = recipe.options - {"clean_recognizable_visual_features"}  # faces are removed from NIfTI only
     if not pixels.examined:
         applied -= {"clean_pixel_data"}
     if "ContentSequence" not in ds:
