@@ -161,8 +161,9 @@ def find_text(picture: Picture, *, radiographic: bool) -> list[Box]:
         lines = [n for n in lines if _readable(grey, n, large=n.letters > max(40, 0.12 * short))]
         return [b for n in lines for b in n.boxes]
     lines = [n for n in lines if n.letters <= min(0.2 * short, max(60, 0.12 * short)) or _readable(grey, n)]
-    # where one box can be read, all are blanked on suspicion: a name across other text cannot be read itself
-    return [b for n in lines for b in n.boxes] if any(_readable(grey, n) for n in lines) else []
+    # where one box can be read, all are blanked on suspicion: a name across other text cannot be read itself.
+    # Two digits are no reason: a checkerboard reads as 88.
+    return [b for n in lines for b in n.boxes] if any(_readable(grey, n, lone_number=False) for n in lines) else []
 
 
 def looks(height: int, width: int) -> Iterator[tuple[Box, float]]:
@@ -234,9 +235,11 @@ def readings(grey: Picture, line: Line) -> Iterator[tuple[str, float]]:
             yield from ((str(text), float(value)) for text, value in result or [])
 
 
-def _readable(grey: Picture, line: Line, *, large: bool = False) -> bool:
+def _readable(grey: Picture, line: Line, *, large: bool = False, lone_number: bool = True) -> bool:
+    """``lone_number``: whether two digits and nothing else count."""
     sure, least = (SURE, 3) if large or line.slanted else (RECOGNITION, 2)
-    return any(score >= sure and _letters(text) >= least for text, score in readings(grey, line))
+    found = (t for t, score in readings(grey, line) if score >= sure and _letters(t) >= least)
+    return any(lone_number or len(t) > 2 or not t.isdigit() for t in found)
 
 
 def _letters(text: str) -> float:

@@ -335,6 +335,13 @@ def test_rounding_of_a_lossy_codec_is_no_overlay():
     assert not clean(ds).changed_pixels
 
 
+def test_a_checkerboard_is_no_text():
+    """The recogniser reads 88 in it."""
+    ds = read_test_file("image_dfl.dcm")
+    ds.PatientID = MRN
+    assert not clean(ds).changed_pixels
+
+
 def test_two_ideographs_are_a_name():
     """No font with ideographs is at hand: what counts as readable is tested on the recogniser's answer."""
     assert textfinder._letters("田中") >= 3 > 2 > textfinder._letters("口") and textfinder._letters("Ö1") == 2
