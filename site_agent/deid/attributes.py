@@ -30,6 +30,7 @@ from site_agent.deid.values import (
     TEXT,
     canonical,
     has_declared_type,
+    is_over_89,
     number_text,
     plain_srgb,
     shift,
@@ -308,8 +309,8 @@ class Walk:
             return self._blank(ds, e, path, "number equal to an identifier removed")
         if e.VR == "IS" and e.keyword.endswith("Number") and any(len(n.strip("+-0")) > MOST_DIGITS for n in numbers):
             return self._blank(ds, e, path, "number as long as an identifier removed")
-        if e.VR == "AS" and any(n[3] == "y" and int(n[:3]) >= OLDEST[0] for n in numbers):
-            e.value = f"{OLDEST[0]:03d}Y"
+        if e.VR == "AS" and any(is_over_89(n.upper()) for n in numbers):
+            e.value = f"{OLDEST:03d}Y"
             self.trace.actions["age over 89 grouped"] += 1
         return self._keep(e)
 

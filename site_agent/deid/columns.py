@@ -17,8 +17,8 @@ from medsynx.study import BooleanColumn, DateColumn, LevelColumn, NumericColumn,
 from site_agent.deid.keys import SiteKey
 from site_agent.deid.quarantine import Quarantine
 from site_agent.deid.tablefiles import spelling
+from site_agent.deid.vocabulary import OLDEST
 
-OLDEST = 90  # 45 CFR 164.514(b)(2)(i)(C): one group for all ages over 89
 LIFETIME = 150  # years; an age beyond it is not in years
 #: three-digit ZIP areas with fewer than 20,000 people (HHS guidance on 45 CFR 164.514(b), 2010 census)
 SMALL_ZIP3 = frozenset("036 059 102 202 203 204 205 369 556 692 753 772 821 823 878 879 884 893".split())

@@ -27,8 +27,7 @@ from site_agent.deid.profile import Profile, attribute_type, edition, known_sop_
 from site_agent.deid.quarantine import Quarantine
 from site_agent.deid.reader import WORDS, Needles
 from site_agent.deid.recipe import OPTION_CODES, Recipe
-from site_agent.deid.values import shift
-from site_agent.deid.vocabulary import OLDEST
+from site_agent.deid.values import group_age, is_over_89, shift
 
 config.settings.reading_validation_mode = config.IGNORE  # values are judged by Walk, which must see them as they are
 config.settings.writing_validation_mode = config.IGNORE
@@ -76,15 +75,7 @@ def clean_dicom(data: bytes, recipe: Recipe, profile: Profile, key: SiteKey) -> 
     shape = _shape(ds)
     pixels = clean_pixels(ds, site_rules=recipe.regions, blank="clean_pixel_data" in recipe.options)
 
-    walk = Walk(
-        profile,
-        recipe,
-        key,
-        sop_class=sop_class,
-        days=days,
-        denied=denied,
-        identifiers=frozenset(needles.ids),
-    )
+    walk = Walk(profile, recipe, key, sop_class=sop_class, days=days, denied=denied, identifiers=frozenset(needles.ids))
     trace = walk.clean(ds)
     _merge(trace.needles, needles)
     _identity(ds, patient, recipe, walk, birth, reference)
@@ -261,7 +252,7 @@ def _identity(ds: Dataset, patient: Patient, recipe: Recipe, walk: Walk, birth: 
     if "retain_patient_characteristics" in recipe.options:
         age = _age(birth, reference) or str(ds.get("PatientAge", "") or "")
         if age:
-            ds.PatientAge = f"{OLDEST[0]:03d}Y" if age.endswith("Y") and int(age[:3]) >= OLDEST[0] else age
+            ds.PatientAge = group_age(age)
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
         if not ds.get(keyword) and attribute_type(str(ds.SOPClassUID), (), keyword) == "1":
             setattr(ds, keyword, walk.key.uid(f"missing {keyword} {ds.SOPInstanceUID}"))
@@ -271,7 +262,7 @@ def _over_89(ds: Dataset, birth: str) -> bool:
     """Whether the patient is over 89 on any day of this object."""
     days = [str(ds.get(k, "") or "") for k in ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")]
     ages = [_age(birth, day[:8]) for day in days] + [str(ds.get("PatientAge", "") or "")]
-    return any(a and re.fullmatch(r"\d{3}Y", a) and int(a[:3]) >= OLDEST[0] for a in ages)
+    return any(a and is_over_89(a) for a in ages)
 
 
 def _age(birth: str, reference: str) -> str | None:

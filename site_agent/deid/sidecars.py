@@ -16,18 +16,14 @@ from site_agent.deid.profile import Profile
 from site_agent.deid.quarantine import Quarantine
 from site_agent.deid.reader import Needles
 from site_agent.deid.recipe import Recipe
-from site_agent.deid.values import SHAPES, shift
-from site_agent.deid.vocabulary import Vocabulary
+from site_agent.deid.values import SHAPES, group_age, shift
+from site_agent.deid.vocabulary import OLDEST, Vocabulary
 
 DEPTH = 8
 KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 KEY_DIGITS = 3  # EchoTime1, B0Field, but no date and no number of a patient
 LONGEST = 1_000_000  # a whole number of seven digits is an identifier or a date
-OLDEST = {
-    "months": 90 * 12,
-    "weeks": 90 * 52,
-    "days": 90 * 365,
-}  # ages from 90 years are one group; without such a word in its key, 90
+YEAR = {"months": 12, "weeks": 52, "days": 365}  # of an age whose key names such a unit
 DROP = object()
 IDENTIFYING = re.compile(
     r"(name|id|identifier|subject|participant|uid|number|address|phone|mail|birth|physician|operator|institution|station|serial|comment|user|path|file)s?$",
@@ -124,7 +120,7 @@ class _Cleaner:
     def _text(self, name: str, value: str) -> str | None:
         if _oldest(name) is not None:
             if SHAPES["AS"].fullmatch(value):
-                return "090Y" if value[3] == "Y" and int(value[:3]) >= 90 else value
+                return group_age(value)
             return None  # an age in words of its own
         day = re.match(r"(\d{4})-?(\d\d)-?(\d\d)", value)
         if day or "date" in name.lower():
@@ -164,4 +160,4 @@ def _words(name: str) -> list[str]:
 def _oldest(name: str) -> int | None:
     """Where the last group of an age begins, in the unit its key names; None for what is no age."""
     words = {w.lower() for w in _words(name)}
-    return next((n for unit, n in OLDEST.items() if unit in words), 90) if words & {"age", "ages"} else None
+    return OLDEST * next((n for unit, n in YEAR.items() if unit in words), 1) if words & {"age", "ages"} else None

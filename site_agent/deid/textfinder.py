@@ -207,9 +207,8 @@ def _detect(view: Picture, scale: float) -> list[Quad]:
 def _detect_turned(view: Picture, scale: float) -> list[Quad]:
     """Lines that run from top to bottom or back: the detector misses them, so the picture is turned."""
     width = view.shape[1]
-    turned = _detect(
-        np.ascontiguousarray(np.rot90(view)), scale
-    )  # column x of the picture is row width - x of the turned one
+    # column x of the picture is row width - x of the turned one
+    turned = _detect(np.ascontiguousarray(np.rot90(view)), scale)
     return [np.stack([width - q[:, 1], q[:, 0]], -1) for q in turned]
 
 

@@ -11,6 +11,8 @@ from pydicom.datadict import dictionary_VM, dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.multival import MultiValue
 
+from site_agent.deid.vocabulary import OLDEST
+
 TEXT = frozenset({"LO", "SH", "ST", "LT", "UT", "UC", "AE", "CS"})
 NUMBERS = frozenset({"US", "SS", "UL", "SL", "UV", "SV", "FL", "FD", "AT"})
 PROSE = frozenset({"ST", "LT", "UT"})
@@ -46,6 +48,16 @@ def shift(value: str, days: int) -> str | None:
     except (ValueError, OverflowError):
         return None
     return f"{day.year:04d}{day:%m%d}{m[2]}{m[3] or ''}"
+
+
+def group_age(age: str) -> str:
+    """An AS value with every age over 89 as one."""
+    return f"{OLDEST:03d}Y" if is_over_89(age) else age
+
+
+def is_over_89(age: str) -> bool:
+    """Whether an AS value is in years and over 89; anything else is not."""
+    return re.fullmatch(r"\d{3}Y", age) is not None and int(age[:3]) >= OLDEST
 
 
 def canonical(number: str) -> str:

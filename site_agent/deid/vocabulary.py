@@ -21,7 +21,7 @@ MOST_DIGITS = (
 )
 MOST_FREE_DIGITS = 8  # of all numbers in a value that are bound to no word, as 5mm and TE15 are
 MOST_LETTERS = 3  # single letters in a row: more spell a name
-OLDEST = range(90, 131)  # HIPAA Safe Harbor 45 CFR 164.514(b)(2)(i)(C): ages over 89
+OLDEST = 90  # HIPAA Safe Harbor 45 CFR 164.514(b)(2)(i)(C): ages over 89 are one group
 YEARS = frozenset("y yo yr yrs year years old jahre jahr ans anni anos aar ar jaar leta let lat vuotta".split())
 AGES = frozenset("age aged alter edad eta idade leeftijd".split())
 #: what stands before a name; MR in capitals is a modality
@@ -97,7 +97,7 @@ def _beside_words(pieces: list[str]) -> Iterator[int]:
     for before, at, after in zip([None, *words], words, [*words[1:], None], strict=False):
         led = pieces[before] if before is not None else ""
         follows = pieces[after].lower() if after is not None else ""
-        if pieces[at].isdigit() and int(pieces[at]) in OLDEST and (follows in YEARS or led.lower() in AGES):
+        if pieces[at].isdigit() and OLDEST <= int(pieces[at]) <= 130 and (follows in YEARS or led.lower() in AGES):
             yield at
         if pieces[at][0].isalpha() and (led == "Mr" or led.lower() in TITLES):
             yield at
