@@ -19,7 +19,7 @@ from site_agent.deid.quarantine import Quarantine
 from site_agent.deid.reader import Needles
 from site_agent.deid.recipe import Recipe
 from site_agent.deid.streams import strip_jpeg
-from site_agent.deid.textfinder import Box, find_text, to_picture
+from site_agent.deid.textfinder import Box, find_text, to_picture, to_pictures
 
 FORMATS = {"PNG": ".png", "JPEG": ".jpg", "TIFF": ".tif"}
 MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*")
@@ -170,7 +170,7 @@ def _views(samples: NDArray[Any]) -> list[NDArray[np.uint8]]:
     if samples.ndim == 3 and samples.shape[2] in (2, 4):
         colour = samples[..., 0] if samples.shape[2] == 2 else samples[..., :3]
         return [to_picture(colour), to_picture(samples[..., -1])]
-    return [to_picture(samples)]
+    return to_pictures(samples)
 
 
 def _blank(samples: NDArray[Any]) -> tuple[list[Box], NDArray[np.uint8]]:

@@ -197,3 +197,13 @@ def test_moving_pictures_and_pages_are_quarantined(form):
     with pytest.raises(Quarantine) as refused:
         output(buffer.getvalue())
     assert refused.value.reason in ("picture-unusual", "damaged" if form == "GIF" else "")
+
+
+def test_text_beside_a_glaring_patch_goes():
+    """As in DICOM: over the whole range of 16 bits the letters differ from their ground by one grey value."""
+    samples = (smooth(400, 400) + 100).astype(np.uint16)
+    samples[300:312, 300:312] = 60000
+    samples[310:340, 30:60] = 40000
+    mask = write_text(samples, TEXT, CORNER, 420)
+    out = clean_picture(encoded(samples, "PNG"), "x.png", Recipe(), KEY)
+    assert not legible(np.array(Image.open(io.BytesIO(out.data))), mask)
