@@ -197,6 +197,23 @@ async def test_a_server_slower_than_the_refresh_still_shows_its_rows(monkeypatch
         assert all(t.row_count == 1 for t in pilot.app.screen.query(DataTable))
 
 
+async def test_an_answer_that_comes_while_the_console_closes_does_no_harm(monkeypatch):
+    api = Api("https://fake", transport=httpx.MockTransport(FakeApi()))
+    quick, shown = api.rows, []
+    async with Console("https://fake", api=api).run_test() as pilot:
+        await sign_in(pilot)
+
+        async def closing(what):
+            await pilot.app.screen.query_one(Detail).remove()
+            shown.append(what)
+            return await quick(what)
+
+        monkeypatch.setattr(api, "rows", closing)
+        pilot.app.screen.refresh_tables()
+        await pilot.app.workers.wait_for_complete()
+    assert shown
+
+
 async def test_a_password_is_not_sent_in_the_clear_nor_to_a_stranger():
     calls = []
 

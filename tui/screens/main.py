@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import tempfile
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.css.query import NoMatches
 from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Header, Static, TabbedContent, TabPane
 
@@ -66,6 +68,10 @@ class Main(Screen[None]):
     @work(exclusive=True, group="refresh")
     async def refresh_tables(self) -> None:
         """Fetch every table; a banner says when the server is away, an expired token leads back to the sign-in."""
+        with suppress(NoMatches):  # an answer that comes while the console closes finds no widgets left
+            await self._refresh()
+
+    async def _refresh(self) -> None:
         banner = self.query_one("#banner", Static)
         try:
             for table in self.query(LiveTable):
