@@ -8,7 +8,7 @@ from functools import lru_cache
 from evaluation.federated import HOLDOUT, REFERENCE, Evaluation
 from medsynx.generators import get_family
 from medsynx.plan import Plan, Step
-from medsynx.privacy import calibrate
+from medsynx.privacy import calibrate, share_std
 from medsynx.study import Study
 
 
@@ -34,9 +34,17 @@ def full_plan(study: Study) -> tuple[Step, ...]:
 @lru_cache(maxsize=64)
 def _priced(digest: str, study_json: str) -> Plan:
     study = Study.model_validate_json(study_json)
-    return calibrate(study.privacy, full_plan(study))
+    plan = calibrate(study.privacy, full_plan(study))
+    for step in plan.steps:
+        if step.step.cargo == "secure-sum":
+            share_std(step, study.privacy, study.rounds.quorum)
+    return plan
 
 
 def priced_plan(study: Study) -> Plan:
-    """The calibrated plan; both sides compute it from the manifest and must agree."""
+    """The calibrated plan; both sides compute it from the manifest and must agree.
+
+    Raises:
+        MedsynxError: ``budget-impossible``.
+    """
     return _priced(study.digest, study.model_dump_json())

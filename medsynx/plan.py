@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from medsynx.secure_sum.ring import RING
+
 Cargo = Literal["secure-sum", "model-update"]
 Part = Literal["train", "holdout", "all"]
 
@@ -61,6 +63,11 @@ class Step:
     sampling: Sampling | None = None
     limit: int = 2**30
 
+    @property
+    def bytes(self) -> int:
+        """What leaves one site: residues of :data:`medsynx.secure_sum.ring.RING`, or float32 weights."""
+        return self.size * (RING.width if self.cargo == "secure-sum" else 4)
+
 
 @dataclass(frozen=True)
 class PricedStep:
@@ -98,5 +105,5 @@ class Plan:
 
     @property
     def bytes_per_site(self) -> int:
-        """Upper bound of what leaves one site: 4 bytes a number."""
-        return sum(4 * s.step.size for s in self.steps)
+        """Upper bound of what leaves one site."""
+        return sum(s.step.bytes for s in self.steps)

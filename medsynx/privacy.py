@@ -1,9 +1,6 @@
 """From DP events to epsilon, and from a budget to noise. One accountant (PLD), one neighbouring relation (add or remove one patient).
 
-Integer sums are noised with OpenDP's exact discrete Gaussian on a grid of at least :data:`MIN_GRID` units per standard deviation and are
-charged as the continuous Gaussian they approximate: at that width the two densities differ by a factor below 1 + 2 exp(-2 pi^2 MIN_GRID^2)
-(Canonne, Kamath, Steinke 2020, section 3) and the grid shifts a tail by at most half a unit, so the noise multiplier is charged
-:data:`GRID_CUSHION` lower than it is. The same bound covers a sum of independent discrete Gaussians (secure-sum shares).
+The noise of integer sums, in shares or whole, is :mod:`medsynx.secure_sum.noise`'s; its docstring says why it is charged as it is here.
 """
 
 from __future__ import annotations
@@ -17,10 +14,9 @@ from typing import Any, Literal
 
 from medsynx.errors import MedsynxError
 from medsynx.plan import Part, Plan, PricedStep, Step
+from medsynx.secure_sum.noise import GRID_CUSHION, MIN_GRID
 from medsynx.study import PrivacySpec
 
-MIN_GRID = 256
-GRID_CUSHION = 1 - 0.5 / MIN_GRID
 LEAST_NOISE = 0.05
 ACCOUNTANT = "dp-accounting PLD, add-or-remove-one"
 
@@ -238,6 +234,22 @@ def share_divisor(privacy: PrivacySpec, quorum: int) -> int:
     return 1 if privacy.trust == "local" else quorum - privacy.tolerated_dropouts
 
 
+def share_std(priced: PricedStep, privacy: PrivacySpec, quorum: int) -> float:
+    """Standard deviation of what one site adds to a sum, in units.
+
+    Raises:
+        MedsynxError: ``budget-impossible`` when that is too little for a grid of whole units.
+    """
+    std = priced.noise_std / math.sqrt(share_divisor(privacy, quorum))
+    if std < MIN_GRID:
+        raise MedsynxError(
+            "budget-impossible",
+            f"step {priced.step.name!r}: each site would add noise of {std:.3g} units, {MIN_GRID} are the least",
+            hint="Use a smaller epsilon or fewer sites in the quorum.",
+        )
+    return std
+
+
 def guarantees(privacy: PrivacySpec, quorum: int, plan: Plan, *, noise: bool = True) -> tuple[Guarantee, Guarantee]:
     """What holds against researchers, who see noised totals, and against the coordinator, who may see one site's noised share.
 
@@ -257,6 +269,12 @@ def guarantees(privacy: PrivacySpec, quorum: int, plan: Plan, *, noise: bool = T
         _guarantee(epsilon_of_plan(plan, privacy.delta), privacy, "researcher"),
         _guarantee(epsilon_of_parts(alone, privacy.delta), privacy, "coordinator"),
     )
+
+
+def _zcdp(event: Any) -> float | None:
+    """Rho of a Gaussian event (Bun and Steinke 2016, proposition 1.6); None without noise."""
+    multiplier = getattr(event, "noise_multiplier", 0.0)
+    return 1 / (2 * multiplier**2) if multiplier else None
 
 
 def _guarantee(value: float, privacy: PrivacySpec, adversary: Literal["researcher", "coordinator"]) -> Guarantee:
@@ -281,6 +299,7 @@ def statement(privacy: PrivacySpec, quorum: int, plan: Plan, *, noise: bool = Tr
                 "part": s.step.part,
                 "cargo": s.step.cargo,
                 "noise_multiplier": s.noise_multiplier,
+                "zcdp": None if s.step.cargo == "model-update" else _zcdp(s.event),
                 "event": json.loads(event_to_json(s.event)),
             }
             for s in plan.steps

@@ -18,14 +18,15 @@ from evaluation.programme import priced_plan
 from medsynx.errors import MedsynxError
 from medsynx.generators.base import Arrays, Contribution
 from medsynx.plan import PricedStep
-from medsynx.privacy import MIN_GRID, share_divisor
+from medsynx.privacy import share_std
+from medsynx.secure_sum.noise import discrete_gaussian
+from medsynx.secure_sum.ring import RING
 from medsynx.study import Study
 from site_agent.audit import Audit
 from site_agent.ledger import Budget, Ledger
 from site_agent.policy import SiteFolder, check_policy
 
 _KEY = object()
-INT32 = 2**31 - 1
 
 
 class Cargo:
@@ -115,12 +116,10 @@ class Door:
         ):
             raise MedsynxError("cargo-malformed", f"step {step.name!r} gave something else than {step.size} integers")
         bounded = np.clip(vector, -step.limit, step.limit)
-        std = permit.step.noise_std / math.sqrt(share_divisor(permit.study.privacy, permit.study.rounds.quorum))
         if permit.private:
-            if std < MIN_GRID:
-                raise MedsynxError("cargo-malformed", f"step {step.name!r} asks for noise finer than its grid")
+            std = share_std(permit.step, permit.study.privacy, permit.study.rounds.quorum)
             bounded = bounded + discrete_gaussian(std, step.size)
-        return {"sum": np.clip(bounded, -INT32, INT32).astype(np.int32)}
+        return {"sum": RING.pack(RING.encode(bounded))}
 
     def _update(self, permit: Permit, contribution: Contribution) -> Arrays:
         step, arrays = permit.step.step, contribution.arrays
@@ -130,16 +129,6 @@ class Door:
                 "cargo-malformed", f"step {step.name!r} gave something else than {step.size} finite weights"
             )
         return dict(arrays)
-
-
-def discrete_gaussian(std: float, size: int) -> NDArray[np.int64]:
-    """OpenDP's exact discrete Gaussian (Canonne, Kamath, Steinke 2020) from the operating system's randomness: ``size`` int64 draws."""
-    import opendp.prelude as dp
-
-    dp.enable_features("contrib")
-    space = dp.vector_domain(dp.atom_domain(T="i64")), dp.l2_distance(T="f64")
-    draws = dp.m.make_gaussian(*space, scale=float(std))([0] * size)
-    return np.asarray(draws, np.int64)
 
 
 def describe(array: NDArray[Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from medsynx.generators.averaging import centre, weights_of
 from medsynx.generators.base import State, Total
 from medsynx.plan import PricedStep
 from medsynx.privacy import share_divisor
+from medsynx.secure_sum.ring import RING
 from medsynx.study import Study
 from medsynx.wire import Reply
 
@@ -19,9 +20,8 @@ def usable(reply: Reply, priced: PricedStep, state: State) -> bool:
     step, arrays = priced.step, reply.arrays
     if step.cargo == "secure-sum":
         vector = arrays.get("sum")
-        return (
-            set(arrays) == {"sum"} and vector is not None and vector.shape == (step.size,) and vector.dtype == np.int32
-        )
+        shape = (step.size, RING.width)
+        return set(arrays) == {"sum"} and vector is not None and vector.shape == shape and vector.dtype == np.uint8
     if sum(a.size for a in arrays.values()) != step.size:
         return False
     if not all(a.dtype == np.float32 and np.isfinite(a).all() for a in arrays.values()):
@@ -40,6 +40,6 @@ def combine(replies: dict[str, Reply], priced: PricedStep, study: Study) -> Tota
     if priced.step.cargo == "model-update":
         how = study.family.parameters.get("centre", "mean")
         return Total(centre(ordered, how), 0.0, len(ordered))
-    total = np.sum([a["sum"].astype(np.int64) for a in ordered], axis=0)
+    total = RING.decode(RING.add(RING.unpack(a["sum"]) for a in ordered))
     shares = len(ordered) / share_divisor(study.privacy, study.rounds.quorum)
     return Total({"sum": total}, priced.noise_std * math.sqrt(shares), len(ordered))

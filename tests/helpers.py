@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from medsynx.generators.base import Arrays
+from medsynx.secure_sum.ring import RING
 from medsynx.study import Study
 from medsynx.wire import Reply, Request
 from site_agent.policy import Dataset, Limits, SiteFolder, SitePolicy
@@ -58,7 +60,12 @@ def make_tables(folder: Path, sites: int = 3, rows: int = 300) -> list[Path]:
 
 def zero_reply(size: int) -> Reply:
     """An answer of the right shape to a secure-sum step."""
-    return Reply({"sum": np.zeros(size, np.int32)})
+    return Reply({"sum": RING.pack(np.zeros(size, np.uint64))})
+
+
+def integers(arrays: Arrays) -> np.ndarray:
+    """The signed integers of a secure sum's cargo."""
+    return RING.decode(RING.unpack(arrays["sum"]))
 
 
 def refuse(code: str):

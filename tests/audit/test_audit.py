@@ -25,7 +25,7 @@ from site_agent.ingest import LocalTable, prepare
 from site_agent.service import SiteService
 from tests.audit.estimate import epsilon_lower_bound
 from tests.conftest import RAW_STUDY, small_table
-from tests.helpers import make_site
+from tests.helpers import integers, make_site
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 RUNS = 400
@@ -73,11 +73,11 @@ def sum_score(door: door_module.Door, worlds: tuple[Patients, Patients], truth: 
         priced = plan.find(step.name)
         assert priced is not None
         sums = [family.contribute(STUDY, priced, state, w, {}) for w in worlds]
-        seen = door._sum(Permit(STUDY, "table", "run", priced, private=True), sums[truth])["sum"].astype(float)
+        seen = integers(door._sum(Permit(STUDY, "table", "run", priced, private=True), sums[truth]))
         expected = [np.clip(s.arrays["sum"], -priced.step.limit, priced.step.limit) for s in sums]
         apart = [((seen - e) ** 2).sum() for e in expected]
         score += (apart[0] - apart[1]) / (2 * priced.noise_std**2)
-        state = family.combine(STUDY, priced, state, Total({"sum": seen.astype(np.int64)}, priced.noise_std, 1))
+        state = family.combine(STUDY, priced, state, Total({"sum": seen}, priced.noise_std, 1))
     return score
 
 
@@ -161,7 +161,7 @@ def audit_asking_again(tmp_path, monkeypatch, times: int = 200, runs: int = 80) 
             for k in range(times):
                 reply = service.answer(Request(f"run-{k}", LOOSER.digest, priced.step.name, State()))
                 if reply.refusal is None:
-                    seen = reply.arrays["sum"].astype(float)
+                    seen = integers(reply.arrays)
                     apart = [((seen - e) ** 2).sum() for e in expected]
                     total += (apart[0] - apart[1]) / (2 * priced.noise_std**2)
             got.append(total)

@@ -11,8 +11,9 @@ from medsynx.generators import get_family
 from medsynx.generators.base import Patients, State, Total
 from medsynx.generators.marginals import schedule
 from medsynx.generators.schedule import coarse_starts, median_splits
-from medsynx.privacy import MIN_GRID, calibrate
+from medsynx.privacy import calibrate
 from medsynx.samplers import open_sampler
+from medsynx.secure_sum.noise import MIN_GRID
 from medsynx.study import parse_study
 from tests.conftest import RAW_STUDY, small_table
 

@@ -133,5 +133,5 @@ def test_example_studies_are_valid(name):
     from medsynx.study import load_study
 
     study = load_study(Path(__file__).parents[2] / "configs" / "studies" / f"{name}.yaml")
-    largest = max(4 * s.step.size for s in priced_plan(study).steps)
+    largest = max(s.step.bytes for s in priced_plan(study).steps)
     assert largest < (64 if len(study.data_columns) <= 14 else 128) * 1024, "bytes a site and round"

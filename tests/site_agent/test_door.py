@@ -12,14 +12,16 @@ from evaluation.programme import priced_plan
 from medsynx.errors import MedsynxError
 from medsynx.generators.base import Contribution, State
 from medsynx.plan import Plan
+from medsynx.secure_sum.noise import discrete_gaussian
+from medsynx.secure_sum.ring import RING
 from medsynx.study import parse_study
 from medsynx.wire import Request
 from site_agent import door as door_module
-from site_agent.door import Cargo, Door, discrete_gaussian
+from site_agent.door import Cargo, Door
 from site_agent.policy import SiteFolder
 from site_agent.service import SiteService
 from tests.conftest import small_table
-from tests.helpers import make_site
+from tests.helpers import integers, make_site
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def test_an_approved_step_leaves_noised_charged_and_audited(site, study):
     reply = ask(site, study)
     assert reply.refusal is None and reply.private
     sent, plan = reply.arrays["sum"], priced_plan(study)
-    assert sent.dtype == np.int32 and sent.shape == (plan.find("tables").step.size,)
+    assert sent.dtype == np.uint8 and sent.shape == (plan.find("tables").step.size, RING.width)
     door = Door(site)
     (reserve, settle) = door.ledger.chain.entries()
     assert (reserve["kind"], settle["kind"]) == ("reserve", "settle")
@@ -54,7 +56,7 @@ def test_the_noise_that_leaves_has_the_priced_size(tmp_path, study):
     table = small_table(300, 2)
     for noise in (True, False):
         replies = [
-            ask(make_site(tmp_path / f"{noise}{k}", study, table, noise=noise), study).arrays["sum"].astype(float)
+            integers(ask(make_site(tmp_path / f"{noise}{k}", study, table, noise=noise), study).arrays)
             for k in range(2)
         ]
         if not noise:
@@ -69,7 +71,7 @@ def test_the_noise_that_leaves_has_the_priced_size(tmp_path, study):
     (folder / "site.key").chmod(0o600)
     (folder / "site.key").write_bytes((tmp_path / "exact" / "site.key").read_bytes())
     noisy = ask(noisy_site, study)
-    difference = noisy.arrays["sum"].astype(float) - exact.arrays["sum"]
+    difference = integers(noisy.arrays) - integers(exact.arrays)
     assert not exact.private and noisy.private
     assert 0.8 < difference.std() / plan.noise_std < 1.2
 
@@ -91,7 +93,7 @@ def test_secure_sum_shares_carry_a_part_of_the_variance(tmp_path, raw_study):
     for k, noise in enumerate((True, False)):
         site = make_site(tmp_path / str(k), study, small_table(300, 2), noise=noise)
         site.path.joinpath("site.key").write_bytes(b"k" * 32)
-        replies.append(ask(site, study, simulated=True).arrays["sum"].astype(float))
+        replies.append(integers(ask(site, study, simulated=True).arrays))
     std = (replies[0] - replies[1]).std()
     assert 0.8 < std / (priced_plan(study).find("tables").noise_std / 2) < 1.2
 
@@ -175,7 +177,8 @@ def test_values_beyond_the_limit_are_clipped_and_other_shapes_refused(site, stud
     permit = door.admit(study.digest, "run-1", "tables")
     size = permit.step.step.size
     huge = door.release(permit, Contribution({"sum": np.full(size, 2**60, np.int64)}))
-    assert np.abs(huge.arrays["sum"].astype(np.int64)).max() <= 2**31 - 1
+    left = integers(huge.arrays)
+    assert np.abs(left - permit.step.step.limit).max() < 8 * permit.step.noise_std
     for wrong in (
         {"sum": np.zeros(size + 1, np.int64)},
         {"sum": np.zeros(size)},

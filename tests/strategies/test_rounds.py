@@ -5,6 +5,7 @@ import pytest
 
 from evaluation.programme import priced_plan
 from medsynx.generators.base import State
+from medsynx.secure_sum.ring import RING
 from medsynx.study import parse_study
 from medsynx.wire import Reply, Request
 from site_agent.service import SiteService
@@ -12,7 +13,7 @@ from strategies.aggregate import combine, usable
 from strategies.in_process import InProcessFederation
 from strategies.rounds import QuorumLost, Run
 from tests.conftest import RAW_STUDY, small_table
-from tests.helpers import make_site, refuse, zero_reply
+from tests.helpers import integers, make_site, refuse, zero_reply
 
 
 def handlers(tmp_path, study, count=3, **how):
@@ -27,7 +28,7 @@ def test_a_run_says_who_took_part_and_what_it_cost(tmp_path, study):
     outcome = Run(study, InProcessFederation(handlers(tmp_path, study)), "r1", seen.append).conduct()
     assert outcome.sites == ["s0", "s1", "s2"] and outcome.private
     assert [r.step for r in outcome.rounds] == ["tables", "cliques", "evaluate: reference", "evaluate: hold-out"]
-    assert outcome.bytes_per_site == sum(4 * s.step.size for s in outcome.plan.steps) == outcome.plan.bytes_per_site
+    assert outcome.bytes_per_site == sum(5 * s.step.size for s in outcome.plan.steps) == outcome.plan.bytes_per_site
     assert set(outcome.figures) == {"tvd1", "tvd2", "tstr_auc", "trtr_auc"}
     assert seen[0].sites == dict.fromkeys(["s0", "s1", "s2"], "asked") and seen[-1].round == seen[-1].rounds == 4
 
@@ -80,11 +81,13 @@ def test_totals_do_not_depend_on_order_and_noise_adds_up(study):
     priced = priced_plan(study).find("tables")
     rng = np.random.default_rng(1)
     replies = {
-        f"s{k}": Reply({"sum": rng.integers(-(2**31), 2**31 - 1, priced.step.size, dtype=np.int32)}) for k in range(4)
+        f"s{k}": Reply({"sum": RING.pack(RING.encode(rng.integers(-(2**36), 2**36, priced.step.size)))})
+        for k in range(4)
     }
     a, b = combine(replies, priced, study), combine(dict(reversed(replies.items())), priced, study)
     assert (a.arrays["sum"] == b.arrays["sum"]).all()
-    assert a.arrays["sum"].dtype == np.int64, "four int32 vectors must not wrap"
+    exact = sum(integers(r.arrays) for r in replies.values())
+    assert a.arrays["sum"].dtype == np.int64 and (a.arrays["sum"] == exact).all()
     assert a.noise_std == pytest.approx(priced.noise_std * 2), "local mode: every site adds the full noise"
     secure = parse_study(
         {**RAW_STUDY, "privacy": {**RAW_STUDY["privacy"], "trust": "secure-sum"}, "rounds": {"quorum": 4}}
@@ -96,7 +99,7 @@ def test_totals_do_not_depend_on_order_and_noise_adds_up(study):
     "arrays",
     [
         {},
-        {"sum": np.zeros(5, np.int32)},
+        {"sum": np.zeros((5, 5), np.uint8)},
         {"other": np.zeros(1, np.int32)},
         {"sum": "right size, wrong type"},
     ],
@@ -104,7 +107,7 @@ def test_totals_do_not_depend_on_order_and_noise_adds_up(study):
 def test_malformed_sums_are_not_used(study, arrays):
     priced = priced_plan(study).find("tables")
     if arrays.get("sum") is not None and isinstance(arrays["sum"], str):
-        arrays = {"sum": np.zeros(priced.step.size, np.float64)}
+        arrays = {"sum": np.zeros((priced.step.size, 5), np.float64)}
     assert not usable(Reply(arrays), priced, State())
 
 
