@@ -6,11 +6,11 @@ from sklearn.metrics import roc_auc_score
 
 from evaluation import direct, federated, fidelity, gate, scorecard, utility
 from evaluation.programme import full_plan, priced_plan
-from evaluation.target import target
 from medsynx import codec
 from medsynx.generators.base import Patients, State, Total
 from medsynx.privacy import epsilon_of_plan
 from medsynx.study import GateSpec, parse_study
+from medsynx.target import target
 from tests.conftest import RAW_STUDY, small_table
 
 CAPPED = parse_study({**RAW_STUDY, "privacy": {**RAW_STUDY["privacy"], "max_records_per_patient": 3}})
