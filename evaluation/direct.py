@@ -35,8 +35,8 @@ def figures(study: Study, train: Codes, holdout: Codes, synthetic: Codes) -> dic
         out[name] = {"value": value, "learner": "gradient boosting"} | ({"why": why} if why else {})
     if survival.judged(study):
         out["km"] = {
-            "value": survival.distance(train, synthetic, study),
-            "floor": survival.distance(train, holdout, study),
+            "value": survival.distance(survival.counts(train, study), survival.counts(synthetic, study), study),
+            "floor": survival.distance(survival.counts(train, study), survival.counts(holdout, study), study),
         }
     for figure in out.values():
         figure["source"] = SOURCE

@@ -2,8 +2,8 @@
 
 1. ``evaluate: reference`` (training patients): (class x code) counts of each predictor. From their noised total the coordinator learns the real
    reference scorecard.
-2. ``evaluate: hold-out`` (hold-out patients): 1-way tables, coarse 2-way tables, and for the scorecards learned from synthetic and
-   from real counts a (class x score bin) histogram each.
+2. ``evaluate: hold-out`` (hold-out patients): 1-way tables, coarse 2-way tables, for the scorecards learned from synthetic and from real counts a
+   (class x score bin) histogram each, and the table that survival curves come from.
 
 The scorecards a site applies are public: they come from noised totals only. So a patient moves a few counts and nothing else.
 """
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation import fidelity, scorecard
+from evaluation import fidelity, scorecard, survival
 from evaluation.target import target
 from medsynx import codec
 from medsynx.codec import Codes
@@ -31,7 +31,7 @@ UNIT = 1024  #: cargo units a count (see medsynx.privacy on the grid)
 COARSE = 4  #: groups a column has in the 2-way tables
 #: At most 4,800 cells of pairs; more columns than 25 have their pairs chosen by :func:`chosen_pairs`
 MAX_PAIRS = 300
-SCORE_WEIGHT = 4  #: score histograms are few and carry the AUC: they get less noise
+FEW_WEIGHT = 4  #: score histograms and the survival table are few and carry a figure each: they get less noise
 SOURCE = "hold-out, through the door (noised)"
 DRAWS = 200  #: of the known noise, for floors and spreads
 
@@ -49,14 +49,16 @@ class HoldoutLayout:
     """Which tables the hold-out vector holds, in order. Public: from the manifest alone."""
 
     def __init__(self, study: Study) -> None:
-        self.sizes = codec.sizes(study)
+        self.study, self.sizes = study, codec.sizes(study)
         self.task = target(study)
         self.coarse = [coarse_map(k) for k in self.sizes]
         self.groups = [int(m.max()) + 1 for m in self.coarse]
         self.pairs = chosen_pairs(len(self.sizes))
         self.blocks = [Block("one", (k,), 1) for k in self.sizes]
         self.blocks += [Block("two", (self.groups[a], self.groups[b]), 1) for a, b in self.pairs]
-        self.blocks += [Block(n, (2, scorecard.BINS), SCORE_WEIGHT) for n in ("synthetic", "real") if self.task]
+        self.blocks += [Block(n, (2, scorecard.BINS), FEW_WEIGHT) for n in ("synthetic", "real") if self.task]
+        if survival.judged(study):
+            self.blocks.append(Block("survival", survival.shape(study), FEW_WEIGHT))
         self.length = sum(math.prod(b.shape) for b in self.blocks)
 
     def tables(
@@ -76,6 +78,8 @@ class HoldoutLayout:
                 counted = None if weights is None else weights[y >= 0]
                 flat = np.bincount(y[y >= 0] * scorecard.BINS + bins[y >= 0], counted, minlength=2 * scorecard.BINS)
                 out.append(flat.reshape(2, scorecard.BINS).astype(float))
+        if survival.judged(self.study):
+            out.append(survival.counts(codes, self.study, weights))
         return out
 
     def join(self, tables: list[NDArray[np.float64]]) -> NDArray[np.int64]:
@@ -193,7 +197,7 @@ def figures(study: Study, state: State, synthetic: Codes) -> dict[str, Any]:
     Noise and the finite hold-out inflate a distance. ``floor`` is what a generator without any error would show (mean of seeded
     draws with the known noise), ``noisy`` what was seen, and ``value`` the rest: sqrt(noisy^2 - floor^2), 0 at least. ``resolution`` is what
     19 of 20 such draws stay under: a smaller value cannot be told from 0. A distance is not ``reliable`` when the floor is more than
-    0.3; an AUC not when its noise (one standard deviation over draws) is more than 0.05.
+    0.3 (of survival curves 0.1); an AUC not when its noise (one standard deviation over draws) is more than 0.05.
     """
     layout, std = HoldoutLayout(study), float(state.facts["noise_std"])
     seen, expected = layout.split(state.arrays["holdout"]), layout.tables(synthetic, state.arrays)
@@ -208,13 +212,19 @@ def figures(study: Study, state: State, synthetic: Codes) -> dict[str, Any]:
     for name, kind in (("tstr_auc", "synthetic"), ("trtr_auc", "real")):
         found = [t for t, b in zip(seen, layout.blocks, strict=True) if b.name == kind]
         out[name] = (
-            _auc(found[0], std / UNIT / SCORE_WEIGHT, rng)
-            if found
-            else {"value": None, "why": "the study has no target"}
+            _auc(found[0], std / UNIT / FEW_WEIGHT, rng) if found else {"value": None, "why": "the study has no target"}
         )
+    if survival.judged(study):
+        out["km"] = _survival_distance(study, seen[-1], expected[-1], std / UNIT / FEW_WEIGHT, rng)
     for figure in out.values():
         figure["source"] = SOURCE
     return out
+
+
+def holdout_survival(study: Study, state: State) -> NDArray[np.float64] | None:
+    """The noised hold-out table of survival, for a plot; None where the study has none."""
+    layout = HoldoutLayout(study)
+    return layout.split(state.arrays["holdout"])[-1] if survival.judged(study) else None
 
 
 def holdout_margins(study: Study, state: State) -> list[NDArray[np.float64]]:
@@ -249,6 +259,10 @@ def _distance(
             draw = rng.multinomial(round(records), share) + rng.normal(0, std, share.size)
             drawn.append(_tvd(draw, expected.ravel()))
         floors.append(np.mean(drawn))
+    return _beside_floor(noisy, floors) | {"reliable": float(np.mean(floors)) <= 0.3}
+
+
+def _beside_floor(noisy: float, floors: list[Any]) -> dict[str, Any]:
     floor = float(np.mean(floors))
 
     def above_floor(seen: float) -> float:
@@ -259,8 +273,21 @@ def _distance(
         "noisy": noisy,
         "floor": floor,
         "resolution": above_floor(float(np.quantile(floors, 0.95))),
-        "reliable": floor <= 0.3,
     }
+
+
+def _survival_distance(
+    study: Study, seen: NDArray[np.float64], expected: NDArray[np.float64], std: float, rng: np.random.Generator
+) -> dict[str, Any]:
+    noisy, share = survival.distance(seen, expected, study), expected / max(expected.sum(), 1)
+    records = max(1, round(float(seen.sum())))
+    draws = [
+        rng.multinomial(records, share.ravel() if share.sum() else np.full(share.size, 1 / share.size))
+        + rng.normal(0, std, share.size)
+        for _ in range(DRAWS)
+    ]
+    floors = [survival.distance(d.reshape(share.shape), expected, study) for d in draws]
+    return _beside_floor(noisy, floors) | {"reliable": float(np.mean(floors)) <= 0.1}
 
 
 def _auc(histogram: NDArray[np.float64], std: float, rng: np.random.Generator) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from evaluation import fidelity, gate
-from evaluation.federated import holdout_margins, pair_distances
+from evaluation import fidelity, gate, survival
+from evaluation.federated import holdout_margins, holdout_survival, pair_distances
 from medsynx import codec
 from medsynx.codec import Codes
 from medsynx.generators.base import State
@@ -53,11 +53,31 @@ def build(
             }
             for (n, c), r, m in zip(study.data_columns.items(), real, made, strict=True)
         ],
+        "survival": _survival(study, judged, synthetic),
         "pairs": [{"a": names[a], "b": names[b], "tvd": round(v, 4)} for (a, b), v in pairs.items()],
         "rounds": rounds,
         "sites": sites,
         "privacy": privacy,
         "notes": list(notes),
+    }
+
+
+def _survival(study: Study, judged: State | None, synthetic: Codes) -> dict[str, Any] | None:
+    """Survival curves by treatment at the ends of the follow-up's bins, real (noised) and synthetic."""
+    if not survival.judged(study):
+        return None
+    noised = holdout_survival(study, judged) if judged else None
+    made = survival.curves(survival.counts(synthetic, study))
+    real = [None] * len(made) if noised is None else survival.curves(noised)
+    time, _, *treatment = (study.data_columns[n] for n in study.survival)
+    names = codec.labels(treatment[0]) if treatment else ["all"]
+    return {
+        "time": study.survival[0],
+        "cuts": [float(c) for c in time.cuts],  # type: ignore[union-attr]
+        "curves": [
+            {"name": n, "real_noised": None if r is None else _rounded(r), "synthetic": _rounded(s)}
+            for n, r, s in zip(names, real, made, strict=False)
+        ],
     }
 
 

@@ -10,37 +10,49 @@ from medsynx.codec import Codes
 from medsynx.study import LevelColumn, Study
 
 
-def curves(codes: Codes, study: Study) -> list[NDArray[np.float64]]:
-    """Survival at the end of each bin of the follow-up time, one curve a treatment (one for all without a treatment column).
+def counts(codes: Codes, study: Study, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Records by treatment, bin of the follow-up time and event (0 censored, 1 happened), shape (treatments, bins, 2).
 
-    Kaplan and Meier 1958 on the study's time grid: who is censored within a bin counts as at risk in it. Records without a time, or whose event is
-    neither of the two, are left out. A treatment nobody has gives a curve of ones.
+    One treatment for all without a treatment column. Records without a time or treatment, or whose event is neither of the two, are left out. A
+    record counts its weight, 1 when omitted.
     """
     names = list(study.data_columns)
     time, event, *treatment = (names.index(n) for n in study.survival)
-    bins = codec.values(study.data_columns[names[time]])
     column = study.data_columns[names[event]]
     levels = column.levels if hasattr(column, "levels") else ()
     named = column.positive if isinstance(column, LevelColumn) and column.positive else levels[1:]
     happened = np.isin(codes[:, event], [levels.index(v) for v in named])
-    known = (codes[:, time] < bins) & (codes[:, event] < len(levels))
-    arms = range(codec.values(study.data_columns[names[treatment[0]]])) if treatment else [None]
-    out = []
-    for arm in arms:
-        here = known if arm is None else known & (codes[:, treatment[0]] == arm)
-        ended = np.bincount(codes[here, time], minlength=bins)
-        died = np.bincount(codes[here & happened, time], minlength=bins)
-        at_risk = np.cumsum(ended[::-1])[::-1]
-        out.append(np.cumprod(1 - died / np.maximum(at_risk, 1)))
-    return out
+    arm = codes[:, treatment[0]] if treatment else np.zeros(len(codes), np.int64)
+    arms, bins, _ = size = shape(study)
+    known = (codes[:, time] < bins) & (codes[:, event] < len(levels)) & (arm < arms)
+    cell = (arm * bins + codes[:, time]) * 2 + happened
+    counted = None if weights is None else weights[known]
+    return np.bincount(cell[known], counted, minlength=2 * arms * bins).astype(float).reshape(size)
 
 
-def distance(a: Codes, b: Codes, study: Study) -> float:
-    """Mean over treatments of the area between the two curves, as a share of the follow-up; 0 to 1."""
+def shape(study: Study) -> tuple[int, int, int]:
+    """Of :func:`counts`."""
+    time, _, *treatment = (codec.values(study.data_columns[n]) for n in study.survival)
+    return (treatment[0] if treatment else 1, time, 2)
+
+
+def curves(table: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Survival at the end of each bin, shape (treatments, bins), from :func:`counts`.
+
+    Kaplan and Meier 1958 on the study's time grid: who is censored within a bin counts as at risk in it. A treatment nobody has gives a curve of
+    ones. A noised table is read as it is but for hazards below 0 or above 1.
+    """
+    ended, died = table.sum(axis=2), table[:, :, 1]
+    at_risk = np.cumsum(ended[:, ::-1], axis=1)[:, ::-1]
+    hazard = np.divide(died, at_risk, out=np.zeros_like(died), where=at_risk > 0)
+    return np.cumprod(1 - np.clip(hazard, 0, 1), axis=1)
+
+
+def distance(a: NDArray[np.float64], b: NDArray[np.float64], study: Study) -> float:
+    """Mean over treatments of the area between the curves of two tables, as a share of the follow-up; 0 to 1."""
     column = study.data_columns[study.survival[0]]
     width = np.diff(column.cuts)  # type: ignore[union-attr]
-    apart = [np.abs(x - y) @ width / width.sum() for x, y in zip(curves(a, study), curves(b, study), strict=True)]
-    return float(np.mean(apart))
+    return float(np.mean(np.abs(curves(a) - curves(b)) @ width / width.sum()))
 
 
 def judged(study: Study) -> bool:

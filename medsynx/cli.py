@@ -138,17 +138,22 @@ def generate(
     rows: Annotated[int, typer.Option(help="How many synthetic rows.")],
     out: Annotated[Path, typer.Option(help="Target; .csv or .parquet.")],
     seed: Annotated[int | None, typer.Option(help="Same bundle, rows and seed: same table.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="COLUMN=VALUE or COLUMN=LOW..HIGH; again for more columns, or for another value of one."),
+    ] = None,
     key: Annotated[
         Path | None, typer.Option(help="The coordinator's public key; without it only integrity is checked.")
     ] = None,
 ) -> None:
-    """Draw synthetic rows from a bundle, offline."""
+    """Draw synthetic rows from a bundle, offline. With --where, rows follow the generator's distribution given that."""
     from medsynx.bundle import fingerprint, read_bundle
+    from medsynx.conditions import parse_conditions
     from medsynx.samplers import draw
     from medsynx.tables import write_table
 
     verified = read_bundle(bundle, trusted=frozenset({fingerprint(key.read_bytes())}) if key else None)
-    write_table(out, draw(verified, rows, seed))
+    write_table(out, draw(verified, rows, seed, parse_conditions(where or (), verified.study)))
     note = "" if verified.private else " - NOT PRIVATE: noise was off in this run"
     typer.echo(
         f"wrote {rows} rows to {out} (signed by {verified.signer[:16]}{'' if key else ', origin not checked'}){note}",

@@ -41,6 +41,8 @@ FILES = {
     "heart": "heart_disease/heart_disease.csv",
     "support2": "support2.csv",
     "diabetes130": "diabetes130_half.csv",
+    "nhefs": "nhefs.csv",
+    "thyroid": "thyroid.csv",
 }
 REAL_SITES = {"heart": "hospital"}
 #: Measured at or after the outcome: a classifier that sees them predicts nothing.

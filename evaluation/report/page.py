@@ -34,6 +34,7 @@ ABSENT: dict[str, Any] = {
     "gate": {"passed": False, "checks": []},
     "columns": [],
     "pairs": [],
+    "survival": {},
     "rounds": [],
     "sites": [],
     "privacy": {},
@@ -68,6 +69,7 @@ def render(evaluation: dict[str, Any]) -> str:
         guarantees={g["adversary"]: g for g in page["privacy"]["guarantees"]},
         checks=[_check(c, page["figures"].get(c["name"]) or {}) for c in page["gate"]["checks"]],
         margins=plots.margins(page["columns"]) if page["columns"] else None,
+        survival=plots.survival(page["survival"]) if page["survival"] else None,
         heat_map=plots.heat_map(page["pairs"]) if page["pairs"] else None,
     )
 

@@ -40,6 +40,26 @@ def margins(columns: list[dict[str, Any]]) -> str:
     return _uri(figure)
 
 
+def survival(found: dict[str, Any]) -> str:
+    """Kaplan-Meier curves, one panel a treatment, as steps that begin at 1."""
+    from matplotlib.figure import Figure
+
+    curves = found["curves"]
+    figure = Figure(figsize=(min(11.0, 1 + 4.5 * len(curves)), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(curves), squeeze=False, sharey=True).ravel()
+    for axis, curve in zip(axes, curves, strict=True):
+        for key, color, label in (("real_noised", REAL, "real (noised)"), ("synthetic", SYNTHETIC, "synthetic")):
+            if curve[key] is not None:
+                axis.step(found["cuts"], [1.0, *curve[key]], where="post", color=color, label=label, linewidth=2)
+        axis.set_title(curve["name"], fontsize=9, loc="left")
+        axis.set_xlabel(found["time"], fontsize=8)
+        axis.set_ylim(0, 1.02)
+        axis.tick_params(labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(fontsize=7, frameon=False)
+    return _uri(figure)
+
+
 def heat_map(pairs: list[dict[str, Any]]) -> str:
     """Distance of every pair of columns; darker is further apart."""
     import numpy as np

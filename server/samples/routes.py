@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
@@ -24,11 +24,15 @@ router = APIRouter(prefix="/generators", tags=["samples"], responses=RESPONSES)
 
 
 class Order(BaseModel):
-    """How many rows, in which format. The same seed gives the same rows."""
+    """How many rows, in which format, given what. The same order gives the same rows when it has a seed.
+
+    ``conditions``: column -> a level, a number (its bin), null (missing), a list of these, or ``{"min": a, "max": b}`` for a binned column.
+    """
 
     rows: int = Field(ge=1, le=1_000_000)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     format: Literal["csv", "parquet"] = "csv"
+    conditions: dict[str, Any] = Field(default_factory=dict, max_length=256)
 
 
 @router.post(
@@ -42,7 +46,7 @@ class Order(BaseModel):
 def samples(generator_id: str, order: Order, request: Request, who: SignedIn, db: Db) -> StreamingResponse:
     """Stream synthetic rows of a released generator."""
     found = service.released(service.find(db, generator_id, who))
-    chunks = draw(service.open_bundle(request.app.state.folder, found), order.rows, order.seed)
+    chunks = draw(service.open_bundle(request.app.state.folder, found), order.rows, order.seed, order.conditions)
     body = _csv(chunks) if order.format == "csv" else _parquet(chunks)
     name = f"{found.name}-{order.rows}.{order.format}"
     return StreamingResponse(

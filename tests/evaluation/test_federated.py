@@ -15,6 +15,14 @@ from tests.conftest import RAW_STUDY, small_table
 
 CAPPED = parse_study({**RAW_STUDY, "privacy": {**RAW_STUDY["privacy"], "max_records_per_patient": 3}})
 AVERAGED = CAPPED.model_copy(update={"privacy": CAPPED.privacy.model_copy(update={"records": "averaged"})})
+ROLES = {"age": "survival_time", "ill": "event", "sex": "treatment"}
+FOLLOWED = parse_study(
+    {
+        **RAW_STUDY,
+        "columns": {n: {**c, "role": ROLES.get(n, "feature")} for n, c in RAW_STUDY["columns"].items()},
+        "privacy": {**RAW_STUDY["privacy"], "max_records_per_patient": 3},
+    }
+)
 SIZES = codec.sizes(CAPPED)
 records = st.lists(st.tuples(*(st.integers(0, k - 1) for k in SIZES)), min_size=1, max_size=3)
 JUDGE = federated.Evaluation()
@@ -36,7 +44,7 @@ def contribution(study, name, rows, state):
     )
 
 
-@pytest.mark.parametrize("study", [CAPPED, AVERAGED], ids=["capped", "averaged"])
+@pytest.mark.parametrize("study", [CAPPED, AVERAGED, FOLLOWED], ids=["capped", "averaged", "survival"])
 @settings(max_examples=60, deadline=None)
 @given(rows=records, repeat=st.booleans(), name=st.sampled_from([federated.REFERENCE, federated.HOLDOUT]))
 def test_no_patient_moves_an_evaluation_further_than_stated(study, rows, repeat, name):
@@ -88,6 +96,22 @@ def test_a_bad_generator_shows_through_the_noise(study, real):
     assert bad["tvd2"]["value"] > good["tvd2"]["value"] + 0.05
     assert bad["tstr_auc"]["value"] < good["tstr_auc"]["value"] - 0.2
     assert bad["trtr_auc"]["value"] == pytest.approx(good["trtr_auc"]["value"], abs=0.05)
+
+
+def test_survival_curves_are_compared_through_the_noise(real):
+    direct_ones = direct.figures(FOLLOWED, real[1::2], real, real[:500])["km"]
+    exact = federated.figures(FOLLOWED, judged(FOLLOWED, real, real[:500]), real[:500])["km"]
+    assert exact["noisy"] == pytest.approx(direct_ones["value"], abs=1e-9) and exact["reliable"]
+    wrong = real.copy()
+    wrong[:, 4] = wrong[::-1, 4]  # events that no longer go with the time
+    found = {
+        name: federated.figures(FOLLOWED, judged(FOLLOWED, real, rows, noise_std=1.0), rows)["km"]
+        for name, rows in (("good", real), ("bad", wrong))
+    }
+    assert found["good"]["value"] < 0.03 < 0.06 < found["bad"]["value"]
+    assert found["good"]["value"] <= 2 * found["good"]["resolution"]
+    drowned = federated.figures(FOLLOWED, judged(FOLLOWED, real[:60], real, noise_std=50.0), real)["km"]
+    assert not drowned["reliable"]
 
 
 def test_drowned_figures_say_so(study, real):

@@ -106,6 +106,13 @@ def test_a_simulated_secure_sum_is_called_a_plain_addition(results):
     assert "plain addition in one process" in page and "securely" not in page
 
 
+def test_survival_is_drawn_where_there_is_some(results):
+    assert "<h2>Survival" not in render(results)
+    curve = {"name": "drug", "real_noised": [0.9, 0.5], "synthetic": [0.8, 0.6]}
+    page = render(results | {"survival": {"time": "days", "cuts": [0, 10, 20], "curves": [curve, curve]}})
+    assert "<h2>Survival" in page and page.count("data:image/svg+xml") == render(results).count("data:image/svg") + 1
+
+
 def test_missing_parts_do_not_break_it(results):
     results |= {"figures": {}, "gate": {"passed": True, "checks": []}, "rounds": [], "sites": []}
     results["columns"][0]["real_noised"] = None
@@ -113,7 +120,7 @@ def test_missing_parts_do_not_break_it(results):
 
 
 @pytest.mark.parametrize(
-    "part", ["study", "figures", "direct", "gate", "columns", "pairs", "rounds", "sites", "privacy"]
+    "part", ["study", "figures", "direct", "gate", "columns", "pairs", "survival", "rounds", "sites", "privacy"]
 )
 def test_any_part_may_be_null(results, part):
     assert "</html>" in render(results | {part: None})

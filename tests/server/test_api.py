@@ -107,6 +107,12 @@ def test_from_upload_to_download(client, bundles):
     )
     assert client.post(f"{path}/samples", json=order, headers=researcher).content == csv.content, "same seed, same rows"
 
+    women = {**order, "conditions": {"sex": "F", "age": {"min": 42}}}
+    some = pd.read_csv(io.BytesIO(client.post(f"{path}/samples", json=women, headers=researcher).content))
+    assert len(some) == 1234 and set(some["sex"]) == {"F"} and some["age"].min() >= 42
+    wrong = {**order, "conditions": {"sex": "X"}}
+    assert code(client.post(f"{path}/samples", json=wrong, headers=researcher), 400) == "condition-invalid"
+
     page = client.get(f"{path}/report", headers=researcher)
     assert page.text.startswith("<!doctype html>") and "default-src 'none'" in page.headers["content-security-policy"]
     report = client.get(f"{path}/report", headers={**researcher, "Accept": "application/json"}).json()
