@@ -67,8 +67,11 @@ def set_up(folder: Path, family: str | None) -> Stage:
     sites = {}
     for name, table in tables.items():
         policy = SitePolicy(site=name, datasets={"flchain": Dataset(path=table.resolve())}, limits=limits)
-        SiteFolder.create(folder / "sites" / name, policy).approve(study, "flchain")
+        SiteFolder.create(folder / "sites" / name, policy)
         sites[name] = folder / "sites" / name
+    introduce(sites)
+    for site in sites.values():
+        SiteFolder(site).approve(study, "flchain")
     coordinator = folder / "coordinator"
     CoordinatorFolder(coordinator).add_study(study)
     new_key(coordinator / "signing.pem")

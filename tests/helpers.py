@@ -11,7 +11,7 @@ from medsynx.generators.base import Arrays
 from medsynx.secure_sum.ring import RING
 from medsynx.study import Study
 from medsynx.wire import Reply, Request
-from site_agent.identity import public_identity, write_roster
+from onehost.hospitals import introduce
 from site_agent.policy import Dataset, Limits, SiteFolder, SitePolicy
 from tests.conftest import small_table
 
@@ -49,20 +49,13 @@ def make_site(
     return site
 
 
-def enrol(*sites: SiteFolder) -> None:
-    """Give every site the roster of all of them; studies are to be approved afterwards."""
-    roster = {s.policy().site: public_identity(s.path) for s in sites}
-    for site in sites:
-        write_roster(site.path, roster)
-
-
 def masking_sites(folder: Path, study: Study, names: tuple[str, ...], **how: object) -> dict[str, SiteFolder]:
     """Enrolled sites that approved a study of trust mode ``secure-sum``."""
     out = {
         n: make_site(folder / n, study, small_table(300, k), name=n, approve=False, **how)  # type: ignore[arg-type]
         for k, n in enumerate(names)
     }
-    enrol(*out.values())
+    introduce({n: site.path for n, site in out.items()})
     for site in out.values():
         site.approve(study, "table")
     return out
