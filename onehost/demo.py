@@ -26,7 +26,7 @@ from medsynx.errors import MedsynxError
 from medsynx.study import Study, parse_study
 from onehost.certificates import Tls, write_secret
 from onehost.federation import LocalFederation, answers
-from onehost.hospitals import deal_flchain
+from onehost.hospitals import deal_flchain, introduce
 from onehost.processes import Supervisor, free_port
 from onehost.researcher import Client
 from site_agent.policy import Dataset, Limits, SiteFolder, SitePolicy
