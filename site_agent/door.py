@@ -27,7 +27,7 @@ from medsynx.secure_sum.ring import RING, Residues
 from medsynx.secure_sum.terms import Terms, roster_digest
 from medsynx.study import Study
 from site_agent.audit import Audit
-from site_agent.identity import public_identity, read_roster
+from site_agent.identity import ROSTER, public_identity, read_roster
 from site_agent.ledger import Budget, Ledger
 from site_agent.policy import Approval, SiteFolder, SitePolicy, check_policy
 
@@ -99,7 +99,7 @@ class Door:
             approval, policy, _, priced = self._planned(digest, step)
             if not self._needs_mask(approval, priced):
                 raise MedsynxError("policy-refused", f"step {step!r} is no secure sum at this site")
-            roster = read_roster(self.folder.path)
+            roster = read_roster(self.folder.path / ROSTER)
             if approval.roster != roster_digest(roster):
                 raise MedsynxError("roster-mismatch", "the study was approved under another roster of sites")
             if roster.get(policy.site) != public_identity(self.folder.path):

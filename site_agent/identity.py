@@ -7,6 +7,7 @@ it cannot put itself between two sites or invent some.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -53,13 +54,19 @@ def write_roster(folder: Path, roster: Mapping[str, bytes]) -> None:
     part.replace(folder / ROSTER)
 
 
-def read_roster(folder: Path) -> dict[str, bytes]:
+def fingerprint(key: bytes) -> str:
+    """A public identity for people to compare: 32 hex digits of its SHA-256, in groups of four."""
+    digits = hashlib.sha256(key).hexdigest()[:32]
+    return " ".join(digits[k : k + 4] for k in range(0, 32, 4))
+
+
+def read_roster(file: Path) -> dict[str, bytes]:
     """Site -> public identity. Raises ``roster-mismatch`` when there is none, it cannot be read, or one key stands for two sites."""
     try:
-        raw = json.loads((folder / ROSTER).read_text("utf-8"))
+        raw = json.loads(file.read_text("utf-8"))
         roster = {str(site): base64.b64decode(key, validate=True) for site, key in raw.items()}
     except (OSError, ValueError, TypeError, AttributeError):
-        raise MedsynxError("roster-mismatch", f"{folder / ROSTER} is missing or invalid") from None
+        raise MedsynxError("roster-mismatch", f"{file} is missing or invalid") from None
     if any(len(key) != 32 for key in roster.values()) or len(set(roster.values())) != len(roster):
-        raise MedsynxError("roster-mismatch", f"{folder / ROSTER} does not hold one key a site")
+        raise MedsynxError("roster-mismatch", f"{file} does not hold one key a site")
     return roster

@@ -122,7 +122,7 @@ class SiteFolder:
         record = {
             "study": study.model_dump(mode="json"),
             "dataset": dataset,
-            "roster": roster_digest(read_roster(self.path)) if (self.path / ROSTER).exists() else None,
+            "roster": roster_digest(read_roster(self.path / ROSTER)) if (self.path / ROSTER).exists() else None,
             "approved_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         target = self.path / "approvals" / f"{study.digest}.json"

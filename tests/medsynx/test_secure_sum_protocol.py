@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 
@@ -283,6 +284,9 @@ def test_boxes_of_others_are_refused():
     told = copy.deepcopy(letters["s000"])
     told["boxes"]["s001"], told["boxes"]["s002"] = told["boxes"]["s002"], told["boxes"]["s001"]
     assert "sealed" in refuses(party.sites["s000"].accept, told)
+    told = copy.deepcopy(letters["s000"])
+    told["boxes"]["s001"] = letters["s001"]["boxes"]["s000"]
+    assert "sealed" in refuses(party.sites["s000"].accept, told), "its own box for a neighbour is not that neighbour's"
     assert party.sites["s000"].state["stage"] == "shared"
 
 
@@ -372,6 +376,8 @@ def test_shares_give_the_secret_back_and_fewer_do_not():
         assert shamir.combine({k: shares[k] for k in some}, 4) == secret
     with pytest.raises(ValueError):
         shamir.combine({k: shares[k] for k in (1, 2, 3)}, 4)
+    with contextlib.suppress(ValueError):  # the parabola through three of them does not meet the secret
+        assert shamir.combine({k: shares[k] for k in (1, 2, 3)}, 3) != secret
     assert shamir.split(secret, 4, range(1, 8))[1] != shares[1]
     for wrong in (
         (secret[:31], 2, [1, 2]),

@@ -312,3 +312,25 @@ def test_a_malformed_vector_is_left_out(tmp_path):
 
     outcome = Run(SHORT, Short(answers(sites)), "r1").conduct()
     assert outcome.rounds[0].missing == {"north": "reply-invalid"}
+
+
+def test_hospital_it_installs_the_roster_by_command(tmp_path):
+    from typer.testing import CliRunner
+
+    from site_agent.cli import app
+
+    sites = {n: make_site(tmp_path / n, SHORT, small_table(100, 1), name=n, approve=False).path for n in NAMES[:3]}
+
+    def medsynx(*arguments):
+        return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=True)
+
+    roster = {}
+    for folder in sites.values():
+        roster |= json.loads(medsynx("identity", "--dir", folder).output)
+    (tmp_path / "all.json").write_text(json.dumps(roster))
+    (tmp_path / "others.json").write_text(json.dumps({s: k for s, k in roster.items() if s != "east"}))
+    assert (
+        medsynx("roster", "--dir", sites["east"], tmp_path / "others.json", "--yes").exception.code == "roster-mismatch"
+    )
+    assert medsynx("roster", "--dir", sites["east"], tmp_path / "all.json", "--yes").exit_code == 0
+    assert json.loads((sites["east"] / "roster.json").read_text()) == dict(sorted(roster.items()))
