@@ -2,7 +2,7 @@
 
     python benchmarks/tabular/scale.py
 
-Columns of eight levels, each a noisy copy of one of two hidden causes; 10,000 patients, epsilon 1. Seconds are of CPU: at one site (all its steps,
+Columns of eight levels, each a noisy copy of one of two hidden causes; 30,000 patients, epsilon 1. Seconds are of CPU: at one site (all its steps,
 noise and bounds included) and at the coordinator (choosing and fitting), in one process.
 """
 
@@ -24,8 +24,8 @@ from site_agent.service import SiteService
 from strategies.in_process import InProcessFederation
 from strategies.rounds import Run
 
-LEVELS, PATIENTS = 8, 10_000
-CURVE = [(10, 4), (20, 4), (40, 4), (80, 4), (160, 4), (20, 10), (20, 100), (20, 300)]
+LEVELS, PATIENTS = 8, 30_000
+CURVE = [(10, 4), (20, 4), (40, 4), (80, 4), (160, 4), (20, 10), (20, 100), (20, 1000)]
 
 
 def table(rows: int, columns: int, rng: np.random.Generator) -> pd.DataFrame:

@@ -37,7 +37,7 @@ CLIQUE_CELLS = 8192  #: most cells of the chosen cliques of ``pairs``
 HALVES_BEYOND = (
     0.25  #: expected share of records that noise alone misplaces in a pair table, above which ``halves`` does better
 )
-STAR_BEYOND = 0.35  #: the same of a table of the chosen tree, above which ``star`` does better
+STAR_BEYOND = 0.3  #: the same of a table of the chosen tree, above which ``star`` does better
 
 
 @dataclass(frozen=True)
