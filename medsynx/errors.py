@@ -45,6 +45,11 @@ CODES: dict[str, tuple[int, str]] = {
     "federation-unreachable": (41, "Check that the federation's services run and that the port is free."),
     "reply-invalid": (42, "A site's answer had the wrong shape or values and was left out; look at its log."),
     "site-failed": (43, "Look at the site's own log: its error is never sent."),
+    "roster-mismatch": (
+        44,
+        "Bring every site's roster up to date, then let its privacy officer approve the study again.",
+    ),
+    "secure-sum-refused": (45, "The secure sum broke its rules; the site's own log says which. Start a new run."),
     # bundle and sampling (50-59)
     "bundle-unreadable": (50, "Give a bundle file written by MedSynX."),
     "bundle-signature": (51, "Do not use this bundle: fetch it again from its coordinator, or give the right --key."),

@@ -27,25 +27,31 @@ def app_folder() -> Path:
 def request_to_records(request: Request) -> RecordDict:
     """A request as records."""
     body = {"run": request.run, "study": request.study_digest, "step": request.step, "facts": request.state.facts}
+    if request.exchange:
+        body |= {"exchange": request.exchange, "message": request.message}
     return _records(body, request.state.arrays)
 
 
 def request_from_records(records: RecordDict) -> Request:
     """Inverse of :func:`request_to_records`. Raises ValueError, KeyError or TypeError for anything else."""
     body, arrays = _plain(records)
-    return Request(str(body["run"]), str(body["study"]), str(body["step"]), State(arrays, dict(body["facts"])))
+    state, exchange = State(arrays, dict(body["facts"])), str(body.get("exchange", ""))
+    return Request(
+        str(body["run"]), str(body["study"]), str(body["step"]), state, exchange, dict(body.get("message", {}))
+    )
 
 
 def reply_to_records(reply: Reply) -> RecordDict:
     """A reply as records."""
-    return _records({"refusal": reply.refusal, "private": reply.private}, reply.arrays)
+    return _records({"refusal": reply.refusal, "private": reply.private, "message": reply.message}, reply.arrays)
 
 
 def reply_from_records(records: RecordDict) -> Reply:
     """Inverse of :func:`reply_to_records`. A reply that does not say it is private is not."""
     body, arrays = _plain(records)
     refusal = body.get("refusal")
-    return Reply(arrays, None if refusal is None else str(refusal)[:64], body.get("private") is True)
+    message = dict(body.get("message", {}))
+    return Reply(arrays, None if refusal is None else str(refusal)[:64], body.get("private") is True, message)
 
 
 def _records(body: dict[str, Any], arrays: Arrays) -> RecordDict:

@@ -26,7 +26,7 @@ from medsynx.errors import MedsynxError
 from medsynx.study import Study, parse_study
 from onehost.certificates import Tls, write_secret
 from onehost.federation import LocalFederation, answers
-from onehost.hospitals import deal_flchain
+from onehost.hospitals import deal_flchain, introduce
 from onehost.processes import Supervisor, free_port
 from onehost.researcher import Client
 from site_agent.policy import Dataset, Limits, SiteFolder, SitePolicy
@@ -67,8 +67,11 @@ def set_up(folder: Path, family: str | None) -> Stage:
     sites = {}
     for name, table in tables.items():
         policy = SitePolicy(site=name, datasets={"flchain": Dataset(path=table.resolve())}, limits=limits)
-        SiteFolder.create(folder / "sites" / name, policy).approve(study, "flchain")
+        SiteFolder.create(folder / "sites" / name, policy)
         sites[name] = folder / "sites" / name
+    introduce(sites)
+    for site in sites.values():
+        SiteFolder(site).approve(study, "flchain")
     coordinator = folder / "coordinator"
     CoordinatorFolder(coordinator).add_study(study)
     new_key(coordinator / "signing.pem")

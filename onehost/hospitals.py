@@ -1,8 +1,11 @@
-"""Four hospitals for the demo: a real medical table that a dependency ships, dealt unevenly."""
+"""Four hospitals for the demo: a real medical table that a dependency ships, dealt unevenly; and what introduces hospitals to each other."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+
+from site_agent.identity import public_identity, write_roster
 
 HOSPITALS = {"hillview": 0.40, "lakeside": 0.28, "northgate": 0.20, "riverside": 0.12}  #: name -> share of the patients
 
@@ -34,3 +37,10 @@ def deal_flchain(folder: Path) -> dict[str, Path]:
         out[name] = folder / f"{name}.csv"
         table[place == number].to_csv(out[name], index=False)
     return out
+
+
+def introduce(sites: Mapping[str, Path]) -> None:
+    """Put the roster of all sites' public identities into each site's folder, as enrolment does between machines. Approve studies afterwards."""
+    roster = {name: public_identity(folder) for name, folder in sites.items()}
+    for folder in sites.values():
+        write_roster(folder, roster)

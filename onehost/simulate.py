@@ -104,7 +104,7 @@ def simulate(
     held_out = codec.encode(read_table(holdout), study, strict=strict)[0] if holdout else None
     services = {s.name: SiteService(s.folder, simulated=True, strict=strict) for s in sites}
     federation = InProcessFederation({name: service.answer for name, service in services.items()})
-    outcome = Run(study, federation, f"sim-{secrets.token_hex(4)}", watch).conduct()
+    outcome = Run(study, federation, f"sim-{secrets.token_hex(4)}", watch, masked=False).conduct()
 
     figures = _direct(study, sites, held_out, outcome.artefact, seed) if held_out is not None else None
     key = out / "signing.pem"

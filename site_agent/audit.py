@@ -18,6 +18,11 @@ class Audit:
         """Arrays are about to leave."""
         self.chain.append({"kind": "released", "study": study, "run": run, "step": step, "arrays": arrays})
 
+    def message(self, study: str, run: str, step: str, exchange: str, size: int, sha256: str) -> None:
+        """A message of a secure sum (keys, sealed shares, signatures; nothing of a patient) is about to leave."""
+        body = {"kind": "message", "study": study, "run": run, "step": step, "exchange": exchange}
+        self.chain.append({**body, "bytes": size, "sha256": sha256})
+
     def refused(self, study: str, run: str, step: str, code: str) -> None:
         """A request was refused with this code. What was asked is cut to a sane length: it came from outside."""
         self.chain.append({"kind": "refused", "study": study[:64], "run": run[:64], "step": step[:64], "code": code})

@@ -124,6 +124,42 @@ def approve(
 
 
 @app.command()
+def identity(dir: Folder) -> None:
+    """Print this site's public identity, a line of the roster, for whoever collects the roster."""
+    import base64
+
+    from site_agent.identity import public_identity
+    from site_agent.policy import SiteFolder
+
+    key = base64.b64encode(public_identity(dir)).decode()
+    typer.echo(json.dumps({SiteFolder(dir).policy().site: key}))
+
+
+@app.command()
+def roster(
+    dir: Folder,
+    file: Annotated[Path, typer.Argument(help="JSON object: site -> public identity, one entry a site.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Install the roster: the sites whose vectors may be summed with this one's. Compare the keys with the sites over the telephone first.
+
+    Studies of trust mode `secure-sum` are approved under one roster; after a change they must be approved again.
+    """
+    from site_agent.identity import fingerprint, public_identity, read_roster, write_roster
+    from site_agent.policy import SiteFolder
+
+    keys, mine = read_roster(file), SiteFolder(dir).policy().site
+    if keys.get(mine) != public_identity(dir):
+        raise MedsynxError("roster-mismatch", f"{file} does not hold this site's own identity")
+    for site, key in keys.items():
+        typer.echo(f"  {site}  {fingerprint(key)}")
+    if not yes:
+        typer.confirm("Are these the right sites and keys?", abort=True)
+    write_roster(dir, keys)
+    typer.echo(f"roster of {len(keys)} sites installed")
+
+
+@app.command()
 def ledger(dir: Folder, as_json: AsJson = False) -> None:
     """Show what each data set's patients have spent, after the hash chain was verified."""
     from site_agent.ledger import Ledger
@@ -161,7 +197,8 @@ def audit(dir: Folder, as_json: AsJson = False) -> None:
         typer.echo(json.dumps(entries))
         return
     for e in entries:
+        left = {e["exchange"]: e} if e["kind"] == "message" else e.get("arrays", {})
         what = e.get("code") or ", ".join(
-            f"{n}: {a['bytes']:,} bytes, sha256 {a['sha256'][:12]}" for n, a in e["arrays"].items()
+            f"{n}: {a['bytes']:,} bytes, sha256 {a['sha256'][:12]}" for n, a in left.items()
         )
         typer.echo(f"{e['at'][:19]}  {e['kind']}  {e['run']}  {e['step']}  {what}")

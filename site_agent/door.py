@@ -1,13 +1,16 @@
 """The door: the only way out of a hospital.
 
 ``admit`` decides before any record is touched (approved? planned? allowed? affordable? then reserve), ``release`` turns a raw contribution into
-:class:`Cargo` (bound, noise, audit, settle). Cargo is made here and nowhere else, and nothing else leaves.
+:class:`Cargo` (bound, noise, mask, audit, settle). Cargo is made here and nowhere else, and nothing else that knows a record leaves. A secure sum's
+other exchanges carry keys, sealed shares and signatures; ``terms`` decides whether this site takes part.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +20,19 @@ from numpy.typing import NDArray
 from evaluation.programme import priced_plan
 from medsynx.errors import MedsynxError
 from medsynx.generators.base import Arrays, Contribution
-from medsynx.plan import PricedStep
+from medsynx.plan import Plan, PricedStep
 from medsynx.privacy import share_std
 from medsynx.secure_sum.noise import discrete_gaussian
-from medsynx.secure_sum.ring import RING
+from medsynx.secure_sum.ring import RING, Residues
+from medsynx.secure_sum.terms import Terms, roster_digest
 from medsynx.study import Study
 from site_agent.audit import Audit
+from site_agent.identity import ROSTER, public_identity, read_roster
 from site_agent.ledger import Budget, Ledger
-from site_agent.policy import SiteFolder, check_policy
+from site_agent.policy import Approval, SiteFolder, SitePolicy, check_policy
 
 _KEY = object()
+Mask = Callable[[Residues], Residues]
 
 
 class Cargo:
@@ -47,6 +53,7 @@ class Permit:
     run: str
     step: PricedStep
     private: bool
+    masked: bool
 
 
 class Door:
@@ -54,8 +61,8 @@ class Door:
 
     Args:
         folder: the site's folder.
-        simulated: True only in one-process simulation, where trust mode ``secure-sum`` may be rehearsed with plain addition. A deployed door refuses
-            that mode until a real protocol masks the vectors.
+        simulated: True only in one-process simulation, where trust mode ``secure-sum`` is rehearsed with plain addition. Any other door lets a sum of
+            that mode leave masked or not at all.
     """
 
     def __init__(self, folder: SiteFolder, *, simulated: bool = False) -> None:
@@ -63,50 +70,89 @@ class Door:
         self.ledger = Ledger(folder.path / "ledger.sqlite")
         self.audit = Audit(folder.path / "audit.sqlite")
 
-    def admit(self, digest: str, run: str, step: str) -> Permit:
-        """Reserve a step of an approved study.
+    def admit(self, digest: str, run: str, step: str, *, masked: bool = False) -> Permit:
+        """Reserve a step of an approved study. ``masked``: its cargo is going to leave under a mask.
 
         Raises:
             MedsynxError: ``study-not-approved``, ``policy-refused``, ``step-not-planned``, ``step-replayed``, ``budget-exceeded``.
         """
+        with self._audited(digest, run, step):
+            approval, policy, plan, priced = self._planned(digest, step)
+            study, budget = approval.study, policy.budget
+            if self._needs_mask(approval, priced) != masked:
+                raise MedsynxError(
+                    "policy-refused", "sums of trust mode secure-sum leave masked, and nothing else does"
+                )
+            if policy.testing_without_noise:  # what leaves then is charged as what it is: epsilon without end, for good
+                budget = Budget(math.inf, budget.delta)
+            self.ledger.reserve(approval.dataset, digest, run, priced, plan, budget)
+            return Permit(study, approval.dataset, run, priced, not policy.testing_without_noise, masked)
+
+    def terms(self, digest: str, run: str, step: str) -> Terms:
+        """The terms under which this site takes part in a secure sum: all from its own files. Reserves nothing.
+
+        Raises:
+            MedsynxError: as :meth:`admit`, and ``roster-mismatch`` when the roster is not the one the study was approved under or this site is not
+                in it.
+        """
+        with self._audited(digest, run, step):
+            approval, policy, _, priced = self._planned(digest, step)
+            if not self._needs_mask(approval, priced):
+                raise MedsynxError("policy-refused", f"step {step!r} is no secure sum at this site")
+            roster = read_roster(self.folder.path / ROSTER)
+            if approval.roster != roster_digest(roster):
+                raise MedsynxError("roster-mismatch", "the study was approved under another roster of sites")
+            if roster.get(policy.site) != public_identity(self.folder.path):
+                raise MedsynxError("roster-mismatch", "the roster does not hold this site's own identity")
+            study = approval.study
+            return Terms(digest, run, step, roster, study.rounds.quorum, study.privacy.tolerated_dropouts)
+
+    @contextmanager
+    def _audited(self, digest: str, run: str, step: str) -> Iterator[None]:
+        """Within it, a refusal is written down before it is told."""
         try:
-            return self._admit(digest, run, step)
+            yield
         except MedsynxError as refusal:
             self.audit.refused(digest, run, step, refusal.code)
             raise
 
-    def _admit(self, digest: str, run: str, step: str) -> Permit:
+    def _planned(self, digest: str, step: str) -> tuple[Approval, SitePolicy, Plan, PricedStep]:
+        """What this site holds about a step it was asked for: approved, within the policy, in the plan."""
         approval, policy = self.folder.approval(digest), self.folder.policy()
-        study = approval.study
-        check_policy(policy, study, approval.dataset)
-        if study.privacy.trust == "secure-sum" and not self.simulated:
-            raise MedsynxError(
-                "policy-refused",
-                "trust mode secure-sum needs masked vectors, which a deployed site cannot make yet",
-                hint="Use `trust: local` in the study.",
-            )
-        plan, budget = priced_plan(study), policy.budget
-        if policy.testing_without_noise:  # what leaves then is charged as what it is: epsilon without end, for good
-            plan, budget = plan.without_noise(), Budget(math.inf, budget.delta)
+        check_policy(policy, approval.study, approval.dataset)
+        plan = priced_plan(approval.study)
+        if policy.testing_without_noise:
+            plan = plan.without_noise()
         priced = plan.find(step)
         if priced is None:
             raise MedsynxError("step-not-planned", f"the approved plan has no step {step!r}")
-        self.ledger.reserve(approval.dataset, digest, run, priced, plan, budget)
-        return Permit(study, approval.dataset, run, priced, private=not policy.testing_without_noise)
+        return approval, policy, plan, priced
 
-    def release(self, permit: Permit, contribution: Contribution) -> Cargo:
-        """Bound, noise, write down what leaves, and hand it over. The reservation stands whatever happens here.
+    def _needs_mask(self, approval: Approval, priced: PricedStep) -> bool:
+        sum_ = approval.study.privacy.trust == "secure-sum" and priced.step.cargo == "secure-sum"
+        return sum_ and not self.simulated
+
+    def release(self, permit: Permit, contribution: Contribution, mask: Mask | None = None) -> Cargo:
+        """Bound, noise, mask, write down what leaves, and hand it over. The reservation stands whatever happens here.
+
+        Args:
+            mask: adds this site's masks to residues; given exactly when the permit says so.
 
         Raises:
             MedsynxError: ``cargo-malformed`` when the contribution is not what the plan says.
         """
         step = permit.step.step
-        arrays = self._sum(permit, contribution) if step.cargo == "secure-sum" else self._update(permit, contribution)
+        if permit.masked != (mask is not None):
+            raise MedsynxError("cargo-malformed", f"step {step.name!r} was admitted otherwise than it is to leave")
+        if step.cargo == "secure-sum":
+            arrays = self._sum(permit, contribution, mask)
+        else:
+            arrays = self._update(permit, contribution)
         self.audit.released(permit.study.digest, permit.run, step.name, {n: describe(a) for n, a in arrays.items()})
         self.ledger.settle(permit.dataset, permit.run, step.name)
         return Cargo(arrays, key=_KEY)
 
-    def _sum(self, permit: Permit, contribution: Contribution) -> Arrays:
+    def _sum(self, permit: Permit, contribution: Contribution, mask: Mask | None) -> Arrays:
         step, vector = permit.step.step, contribution.arrays.get("sum")
         if (
             set(contribution.arrays) != {"sum"}
@@ -119,7 +165,8 @@ class Door:
         if permit.private:
             std = share_std(permit.step, permit.study.privacy, permit.study.rounds.quorum)
             bounded = bounded + discrete_gaussian(std, step.size)
-        return {"sum": RING.pack(RING.encode(bounded))}
+        residues = RING.encode(bounded)
+        return {"sum": RING.pack(mask(residues) if mask else residues)}
 
     def _update(self, permit: Permit, contribution: Contribution) -> Arrays:
         step, arrays = permit.step.step, contribution.arrays

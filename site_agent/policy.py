@@ -1,7 +1,8 @@
 """What this hospital allows: its policy file, its data sets, and the studies its privacy officer approved. Default deny.
 
 A site's folder: ``site.yaml`` (policy), ``site.key`` (secret for pseudonymous choices, 0600), ``approvals/DIGEST.json``, ``ledger.sqlite``,
-``audit.sqlite``, ``runs/`` (what stays at the site between rounds).
+``audit.sqlite``, ``runs/`` (what stays at the site between rounds), and for secure sums ``identity.pem`` (0600), ``roster.json`` and
+``secure_sum.sqlite``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medsynx.errors import MedsynxError
+from medsynx.secure_sum.terms import roster_digest
 from medsynx.study import Study, TrustMode, parse_study
+from site_agent.identity import ROSTER, make_identity, read_roster
 from site_agent.ledger import Budget
 
 
@@ -65,10 +68,11 @@ class SitePolicy(BaseModel):
 
 @dataclass(frozen=True)
 class Approval:
-    """A study the privacy officer read, and the data set it may use."""
+    """A study the privacy officer read, the data set it may use, and the digest of the roster it was approved under (None: there was none)."""
 
     study: Study
     dataset: str
+    roster: str | None = None
 
 
 class SiteFolder:
@@ -90,6 +94,7 @@ class SiteFolder:
         )
         with os.fdopen(os.open(path / "site.key", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as f:
             f.write(secrets.token_bytes(32))
+        make_identity(path)
         return SiteFolder(path)
 
     def policy(self) -> SitePolicy:
@@ -110,13 +115,14 @@ class SiteFolder:
         """Record the privacy officer's approval of exactly this study on this data set.
 
         Raises:
-            MedsynxError: ``policy-refused`` when the study breaks the policy.
+            MedsynxError: ``policy-refused`` when the study breaks the policy, ``roster-mismatch`` for a roster that cannot be read.
         """
         policy = self.policy()
         check_policy(policy, study, dataset)
         record = {
             "study": study.model_dump(mode="json"),
             "dataset": dataset,
+            "roster": roster_digest(read_roster(self.path / ROSTER)) if (self.path / ROSTER).exists() else None,
             "approved_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         target = self.path / "approvals" / f"{study.digest}.json"
@@ -137,7 +143,7 @@ class SiteFolder:
             raise refused from None
         if study.digest != digest:
             raise refused
-        return Approval(study, str(record["dataset"]))
+        return Approval(study, str(record["dataset"]), record.get("roster"))
 
 
 def check_policy(policy: SitePolicy, study: Study, dataset: str) -> None:

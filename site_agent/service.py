@@ -15,9 +15,10 @@ from medsynx.generators import get_family
 from medsynx.generators.base import Arrays
 from medsynx.wire import Reply, Request
 from site_agent.datasets import read_dataset
-from site_agent.door import Door, Permit
+from site_agent.door import Door, Mask, Permit
 from site_agent.ingest import LocalTable, prepare
 from site_agent.policy import SiteFolder
+from site_agent.secure_sum import SecureSums
 
 log = logging.getLogger("medsynx.site")
 
@@ -31,6 +32,8 @@ OPEN_CODES = frozenset(
         "step-replayed",
         "ledger-broken",
         "budget-impossible",
+        "roster-mismatch",
+        "secure-sum-refused",
     }
 )
 
@@ -68,14 +71,24 @@ class SiteService:
     def _answer(self, request: Request) -> Reply:
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}", request.run):
             raise MedsynxError("step-not-planned", "the run has no proper name")
-        permit = self.door.admit(request.study_digest, request.run, request.step)
+        if not request.exchange:
+            return self._step(request)
+        terms = self.door.terms(request.study_digest, request.run, request.step)
+        sums = SecureSums(self.folder, self.door.audit)
+        if request.exchange == "mask":  # the mask can be had once, and is taken before a record is touched
+            return self._step(request, sums.accept(terms, request.message))
+        return Reply(message=sums.answer(terms, request.exchange, request.message))
+
+    def _step(self, request: Request, mask: Mask | None = None) -> Reply:
+        """Admit, contribute, release."""
+        permit = self.door.admit(request.study_digest, request.run, request.step, masked=mask is not None)
         study, priced = permit.study, permit.step
         table = self.table(permit)
         table.require(self.folder.policy().limits.minimum_patients)
         family = federated.Evaluation() if is_evaluation(priced.step) else get_family(study.family.name)
         kept = self._kept(request.run)
         contribution = family.contribute(study, priced, request.state, table.parts[priced.step.part], kept)
-        cargo = self.door.release(permit, contribution)
+        cargo = self.door.release(permit, contribution, mask)
         if contribution.keep:
             self._keep(request.run, contribution.keep)
         return Reply(cargo.arrays, private=permit.private)

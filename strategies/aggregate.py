@@ -10,7 +10,7 @@ from medsynx.generators.averaging import centre, weights_of
 from medsynx.generators.base import State, Total
 from medsynx.plan import PricedStep
 from medsynx.privacy import share_divisor
-from medsynx.secure_sum.ring import RING
+from medsynx.secure_sum.ring import RING, Residues
 from medsynx.study import Study
 from medsynx.wire import Reply
 
@@ -40,6 +40,10 @@ def combine(replies: dict[str, Reply], priced: PricedStep, study: Study) -> Tota
     if priced.step.cargo == "model-update":
         how = study.family.parameters.get("centre", "mean")
         return Total(centre(ordered, how), 0.0, len(ordered))
-    total = RING.decode(RING.add(RING.unpack(a["sum"]) for a in ordered))
-    shares = len(ordered) / share_divisor(study.privacy, study.rounds.quorum)
-    return Total({"sum": total}, priced.noise_std * math.sqrt(shares), len(ordered))
+    return total_of(RING.add(RING.unpack(a["sum"]) for a in ordered), len(ordered), priced, study)
+
+
+def total_of(residues: Residues, sites: int, priced: PricedStep, study: Study) -> Total:
+    """The total of ``sites`` vectors from its residues; each brought a share of the priced variance."""
+    shares = sites / share_divisor(study.privacy, study.rounds.quorum)
+    return Total({"sum": RING.decode(residues)}, priced.noise_std * math.sqrt(shares), sites)

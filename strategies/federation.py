@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +18,14 @@ class Answer:
     reason: str | None = None
 
 
+Requests = Request | Mapping[str, Request]  #: one for all, or by site
+
+
+def addressed(request: Requests, site: str) -> Request:
+    """The request that goes to a site."""
+    return request if isinstance(request, Request) else request[site]
+
+
 class Federation(Protocol):
     """Approved sites and a way to ask them.
 
@@ -29,5 +38,5 @@ class Federation(Protocol):
     def sites(self) -> list[str]:
         """Names of the approved sites that can be asked now."""
 
-    def ask(self, request: Request, sites: list[str], deadline_seconds: float) -> list[Answer]:
-        """Send one request to each of ``sites`` and collect their answers."""
+    def ask(self, request: Requests, sites: list[str], deadline_seconds: float) -> list[Answer]:
+        """Send one request to each of ``sites``, the same to all or one a site, and collect their answers."""

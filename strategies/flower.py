@@ -10,7 +10,7 @@ from flwr.common.constant import ErrorCode
 
 from medsynx.flower_records import ACTION, reply_from_records, request_to_records
 from medsynx.wire import Reply, Request
-from strategies.federation import Answer
+from strategies.federation import Answer, Requests
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -34,13 +34,16 @@ class FlowerFederation:
         online = set(self.grid.get_node_ids())
         return sorted(site for site, node in self.roster.items() if node in online)
 
-    def ask(self, request: Request, sites: list[str], deadline_seconds: float) -> list[Answer]:
+    def ask(self, request: Requests, sites: list[str], deadline_seconds: float) -> list[Answer]:
         """Push one message a site, collect replies until the deadline. A site Flower calls unavailable is offline, a silent one late."""
         answers: dict[str, Answer] = {}
-        records = request_to_records(request)
         asked = [s for s in sorted(sites) if s in self.roster]
         answers.update({s: Answer(s, None, "offline") for s in sites if s not in self.roster})
-        messages = [Message(records, self.roster[s], ACTION, ttl=deadline_seconds + 60) for s in asked]
+        if isinstance(request, Request):
+            records = dict.fromkeys(asked, request_to_records(request))
+        else:
+            records = {s: request_to_records(request[s]) for s in asked}
+        messages = [Message(records[s], self.roster[s], ACTION, ttl=deadline_seconds + 60) for s in asked]
         # The grid answers with one id a message, in order; an empty one was not taken.
         waiting = {m: s for m, s in zip(self.grid.push_messages(messages), asked, strict=True) if m}
         until = time.monotonic() + deadline_seconds

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 
 from medsynx.wire import Reply, Request
-from strategies.federation import Answer
+from strategies.federation import Answer, Requests, addressed
 
 
 class InProcessFederation:
@@ -25,12 +25,14 @@ class InProcessFederation:
         """Every site."""
         return sorted(self.handlers)
 
-    def ask(self, request: Request, sites: list[str], deadline_seconds: float) -> list[Answer]:
+    def ask(self, request: Requests, sites: list[str], deadline_seconds: float) -> list[Answer]:
         """Ask each site. One that raises answers ``site-failed``; one that is not done by the deadline is late."""
         if self.workers == 1:
-            return [self._one(request, site, deadline_seconds) for site in sorted(sites)]
+            return [self._one(addressed(request, site), site, deadline_seconds) for site in sorted(sites)]
         pool = ThreadPoolExecutor(self.workers)
-        futures = {site: pool.submit(self._one, request, site, deadline_seconds) for site in sorted(sites)}
+        futures = {
+            site: pool.submit(self._one, addressed(request, site), site, deadline_seconds) for site in sorted(sites)
+        }
         wait(futures.values(), timeout=deadline_seconds)
         pool.shutdown(wait=False, cancel_futures=True)
         return [f.result() if f.done() and not f.cancelled() else Answer(s, None, "late") for s, f in futures.items()]

@@ -15,6 +15,8 @@ from medsynx.privacy import statement
 from strategies.rounds import Outcome, rounds_json
 
 SIMULATED = "plain addition in one process: stands in for a secure sum, hides nothing from the operator"
+SECURE = "secure sums of masked vectors: the coordinator sees totals, unless more sites than tolerated conspire with it"
+UPDATES = "; updates of models are seen one by one, each with the noise of its own training"
 
 
 def privacy_statement(outcome: Outcome, *, simulated: bool) -> dict[str, Any]:
@@ -22,7 +24,11 @@ def privacy_statement(outcome: Outcome, *, simulated: bool) -> dict[str, Any]:
     study = outcome.study
     plan = outcome.plan if outcome.private else outcome.plan.without_noise()
     body = statement(study.privacy, study.rounds.quorum, plan, noise=outcome.private)
-    body["aggregation"] = "plain addition of locally noised vectors" if study.privacy.trust == "local" else SIMULATED
+    if study.privacy.trust == "local":
+        body["aggregation"] = "plain addition of locally noised vectors"
+    else:
+        body["aggregation"] = SIMULATED if simulated else SECURE
+        body["aggregation"] += UPDATES if any(s.step.cargo == "model-update" for s in plan.steps) else ""
     body["simulated"] = simulated
     return body
 

@@ -25,8 +25,9 @@ from medsynx.samplers import open_sampler
 from medsynx.study import Study
 from medsynx.wire import Reply, Request
 from strategies import checkpoint
-from strategies.aggregate import combine, usable
+from strategies.aggregate import combine, total_of, usable
 from strategies.federation import Answer, Federation
+from strategies.secure_sum import SecureSum, TooFew
 
 JUDGED_ROWS = 20_000  #: synthetic rows drawn at the coordinator for the evaluation
 
@@ -96,6 +97,7 @@ class Run:
     Args:
         name: names the run at the sites: lower case letters, digits and dashes.
         watch: called before and after each exchange.
+        masked: whether the sums of trust mode ``secure-sum`` run the protocol of that name. False in a simulation only, whose sites add in the plain.
         checkpoint: file written after each exchange; a run of this name that finds its own there goes on behind the last one.
     """
 
@@ -106,9 +108,12 @@ class Run:
         name: str,
         watch: Watcher = lambda progress: None,
         checkpoint: Path | None = None,
+        *,
+        masked: bool = True,
     ) -> None:
         self.study, self.federation, self.name, self.watch = study, federation, name, watch
         self.checkpoint = checkpoint
+        self.masked = masked and study.privacy.trust == "secure-sum"
         self.synthetic: Codes | None = None
         self.plan = priced_plan(study)
         self.rounds: list[Round] = []
@@ -187,11 +192,10 @@ class Run:
     def _exchange(self, priced: PricedStep, state: State) -> Total:
         step, study, began = priced.step, self.study, time.monotonic()
         self._report(step.name, dict.fromkeys(self.sites, "asked"))
-        answers = self.federation.ask(
-            Request(self.name, study.digest, step.name, State(weights_of(state.arrays), state.facts)),
-            self.sites,
-            study.rounds.deadline_seconds,
-        )
+        request = Request(self.name, study.digest, step.name, State(weights_of(state.arrays), state.facts))
+        if self.masked and step.cargo == "secure-sum":
+            return self._secure_sum(SecureSum(self.federation, study, priced, request))
+        answers = self.federation.ask(request, self.sites, study.rounds.deadline_seconds)
         good: dict[str, Reply] = {}
         missing: dict[str, str] = {}
         for answer in answers:
@@ -201,13 +205,30 @@ class Run:
             else:
                 missing[answer.site] = reason or "late"
         sent = max((sum(a.nbytes for a in r.arrays.values()) for r in good.values()), default=0)
-        self.rounds.append(Round(step.name, round(time.monotonic() - began, 2), sorted(good), missing, sent))
-        self._report(step.name, {s: missing.get(s, "answered") for s in self.sites}, done=True)
+        self._record(step.name, began, sorted(good), missing, sent)
         if len(good) < study.rounds.quorum:
             raise QuorumLost(step.name, study.rounds.quorum, missing)
         self.private &= all(r.private for r in good.values())
         total = combine(good, priced, study)
         return total if self.private else replace(total, noise_std=0.0)
+
+    def _secure_sum(self, exchange: SecureSum) -> Total:
+        """The total of masked vectors."""
+        began, step = time.monotonic(), exchange.priced.step.name
+        try:
+            exchange.conduct(self.sites)
+        except TooFew as few:
+            self._record(step, began, [], exchange.missing | exchange.silent, exchange.bytes_per_site)
+            raise QuorumLost(step, few.needed, exchange.missing | exchange.silent) from None
+        assert exchange.total is not None
+        self._record(step, began, exchange.answered, exchange.missing, exchange.bytes_per_site)
+        self.private &= exchange.private
+        total = total_of(exchange.total, len(exchange.answered), exchange.priced, self.study)
+        return total if self.private else replace(total, noise_std=0.0)
+
+    def _record(self, step: str, began: float, answered: list[str], missing: dict[str, str], sent: int) -> None:
+        self.rounds.append(Round(step, round(time.monotonic() - began, 2), answered, missing, sent))
+        self._report(step, {s: missing.get(s, "answered") for s in self.sites}, done=True)
 
     def _report(self, step: str, sites: dict[str, str], *, done: bool = False) -> None:
         names = [s.step.name for s in self.plan.steps]

@@ -11,6 +11,7 @@ from medsynx.generators.base import Arrays
 from medsynx.secure_sum.ring import RING
 from medsynx.study import Study
 from medsynx.wire import Reply, Request
+from onehost.hospitals import introduce
 from site_agent.policy import Dataset, Limits, SiteFolder, SitePolicy
 from tests.conftest import small_table
 
@@ -46,6 +47,18 @@ def make_site(
     if approve:
         site.approve(study, "table")
     return site
+
+
+def masking_sites(folder: Path, study: Study, names: tuple[str, ...], **how: object) -> dict[str, SiteFolder]:
+    """Enrolled sites that approved a study of trust mode ``secure-sum``."""
+    out = {
+        n: make_site(folder / n, study, small_table(300, k), name=n, approve=False, **how)  # type: ignore[arg-type]
+        for k, n in enumerate(names)
+    }
+    introduce({n: site.path for n, site in out.items()})
+    for site in out.values():
+        site.approve(study, "table")
+    return out
 
 
 def make_tables(folder: Path, sites: int = 3, rows: int = 300) -> list[Path]:

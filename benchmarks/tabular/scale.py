@@ -73,7 +73,7 @@ def one(columns: int, sites: int) -> dict[str, Any]:
 
         handlers = {s.name: timed(s.name, SiteService(s.folder, simulated=True)) for s in made}
         began = time.process_time()
-        outcome = Run(spec, InProcessFederation(handlers), "scale").conduct()
+        outcome = Run(spec, InProcessFederation(handlers), "scale", masked=False).conduct()
         whole = time.process_time() - began
     return {
         "columns": columns,

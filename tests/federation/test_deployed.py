@@ -21,9 +21,11 @@ from medsynx.flower_records import app_folder
 from medsynx.study import parse_study
 from onehost.certificates import make_node_key, make_secret
 from onehost.federation import LocalFederation
+from onehost.hospitals import introduce
 from onehost.processes import Supervisor, free_port
 from site_agent.audit import Audit
 from site_agent.ledger import Ledger
+from site_agent.policy import SiteFolder
 from site_agent.service import SiteService
 from strategies.coordinator import CoordinatorFolder
 from strategies.in_process import InProcessFederation
@@ -35,6 +37,15 @@ pytestmark = [pytest.mark.federation, pytest.mark.timeout(400)]
 SITES = ("east", "north", "west")
 RAW = {**RAW_STUDY, "rounds": {"quorum": 2, "deadline_seconds": 25}}
 STUDY, NOISELESS = parse_study(RAW), parse_study({**RAW, "name": "noiseless"})
+MASKED = parse_study(
+    {
+        **RAW,
+        "name": "masked",
+        "privacy": {**RAW["privacy"], "trust": "secure-sum"},
+        "rounds": {"quorum": 3, "deadline_seconds": 40},
+        "evaluation": {"federated": False},
+    }
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +54,17 @@ def deployed(tmp_path_factory):
     root = tmp_path_factory.mktemp("deployed")
     sites = {name: root / "sites" / name for name in SITES}
     for number, (_, folder) in enumerate(sites.items()):
-        site = make_site(folder, STUDY, small_table(300, number), name=folder.name, epsilon_lifetime=100)
+        limits = {"epsilon_lifetime": 100, "trust": ("local", "secure-sum")}
+        site = make_site(folder, STUDY, small_table(300, number), name=folder.name, **limits)
         # what leaves without noise spoils its data set for good, so that run has one of its own
         text = (folder / "site.yaml").read_text()
         (folder / "site.yaml").write_text(text.replace("datasets:\n", "datasets:\n  spare:\n    path: table.csv\n"))
         site.approve(NOISELESS, "spare")
+    introduce(sites)
+    for folder in sites.values():
+        SiteFolder(folder).approve(MASKED, "spare")
     coordinator = CoordinatorFolder(root / "coordinator")
-    for study in (STUDY, NOISELESS):
+    for study in (STUDY, NOISELESS, MASKED):
         coordinator.add_study(study)
     new_key(coordinator.path / "signing.pem")
     with Supervisor() as supervisor:
@@ -78,13 +93,16 @@ def noise(deployed, on: bool) -> None:
         (folder / "site.yaml").write_text(text.replace(other, wanted))
 
 
-def test_with_noise_off_it_gives_the_same_aggregate_as_one_process(deployed, tmp_path):
+@pytest.mark.parametrize("study", [NOISELESS, MASKED], ids=["plain", "masked"])
+def test_with_noise_off_it_gives_the_same_aggregate_as_one_process(deployed, tmp_path, study):
+    """Also when sums are masked: the masks cancel to the last digit."""
     _, coordinator, sites = deployed
+    run = f"same-{study.name}"
     for name, folder in sites.items():  # the same hospitals, with ledgers of their own
         shutil.copytree(folder, tmp_path / name, ignore=shutil.ignore_patterns("*.sqlite", "runs"))
     noise(deployed, False)
     try:
-        result = finish(deployed, NOISELESS, "same")
+        result = finish(deployed, study, run, seconds=300)
     finally:
         noise(deployed, True)
     assert result["status"] == "finished" and result["missing"] == {}
@@ -93,10 +111,9 @@ def test_with_noise_off_it_gives_the_same_aggregate_as_one_process(deployed, tmp
         (tmp_path / name / "site.yaml").write_text(
             text.replace("testing_without_noise: false", "testing_without_noise: true")
         )
-    here = Run(
-        NOISELESS, InProcessFederation({n: SiteService.open(tmp_path / n).answer for n in sites}), "here"
-    ).conduct()
-    bundle = read_bundle(coordinator.run("same") / "noiseless.medsynx.zip")
+    services = {n: SiteService(SiteFolder(tmp_path / n), simulated=True).answer for n in sites}
+    here = Run(study, InProcessFederation(services), "here", masked=False).conduct()
+    bundle = read_bundle(coordinator.run(run) / f"{study.name}.medsynx.zip")
     with (
         np.load(io.BytesIO(bundle.files["artefact/tables.npz"])) as a,
         np.load(io.BytesIO(here.artefact.files["tables.npz"])) as b,
@@ -193,8 +210,6 @@ def test_kill_9_of_a_supernode_in_a_run_ends_within_the_deadlines(deployed):
     federation, coordinator, _ = deployed
     study = parse_study({**RAW, "name": "killed"})
     coordinator.add_study(study)
-    from site_agent.policy import SiteFolder
-
     for folder in deployed[2].values():
         SiteFolder(folder).approve(study, "table")
     killed = []

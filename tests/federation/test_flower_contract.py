@@ -41,9 +41,12 @@ def test_messages_survive_the_wire(dtype):
         "step 1",
         {"noise_std": 1.5, "n": 3},
     )
-    for reply in (Reply(arrays), Reply(refusal="budget-exceeded"), Reply(arrays, private=False)):
+    told = Request("r", "d" * 64, "step 1", State(), "share", {"adverts": {"s": {"mask_key": "x"}}})
+    assert request_from_records(request_to_records(told)) == told and again.exchange == "" and again.message == {}
+    spoken = Reply(message={"boxes": {"s": "x"}})
+    for reply in (Reply(arrays), Reply(refusal="budget-exceeded"), Reply(arrays, private=False), spoken):
         back = reply_from_records(reply_to_records(reply))
-        assert (back.refusal, back.private) == (reply.refusal, reply.private)
+        assert (back.refusal, back.private, back.message) == (reply.refusal, reply.private, reply.message)
         for name, array in reply.arrays.items():
             assert back.arrays[name].dtype == dtype and (back.arrays[name] == array).all()
 

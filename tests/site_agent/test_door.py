@@ -98,7 +98,7 @@ def test_secure_sum_shares_carry_a_part_of_the_variance(tmp_path, raw_study):
     assert 0.8 < std / (priced_plan(study).find("tables").noise_std / 2) < 1.2
 
 
-def test_a_deployed_site_refuses_secure_sum_until_it_can_mask(tmp_path, raw_study):
+def test_a_deployed_site_lets_no_plain_vector_of_a_secure_sum_out(tmp_path, raw_study):
     raw_study["privacy"]["trust"] = "secure-sum"
     study = parse_study(raw_study)
     site = make_site(tmp_path / "n", study, small_table(300, 2))
@@ -223,7 +223,7 @@ def test_a_key_others_can_read_stops_the_site(site, study):
 
 def test_plan_is_an_upper_bound_the_door_recomputes(site, study):
     """What a request says about noise or size is not even part of it: the plan comes from the approved manifest."""
-    assert set(Request.__dataclass_fields__) == {"run", "study_digest", "step", "state"}
+    assert set(Request.__dataclass_fields__) == {"run", "study_digest", "step", "state", "exchange", "message"}
     assert isinstance(priced_plan(study), Plan)
 
 

@@ -1,0 +1,72 @@
+"""Who this site is to the other sites: an Ed25519 key that never leaves, and the roster of everybody's public keys.
+
+The roster comes with enrolment and lies in the site's folder. A study is approved under one roster. The coordinator has no way to change either, so
+it cannot put itself between two sites or invent some.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization as ser
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from medsynx.errors import MedsynxError
+
+KEY, ROSTER = "identity.pem", "roster.json"
+
+
+def make_identity(folder: Path) -> None:
+    """A new identity key (0600). Raises FileExistsError when there is one."""
+    pem = Ed25519PrivateKey.generate().private_bytes(ser.Encoding.PEM, ser.PrivateFormat.PKCS8, ser.NoEncryption())
+    with os.fdopen(os.open(folder / KEY, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as out:
+        out.write(pem)
+
+
+def identity(folder: Path) -> Ed25519PrivateKey:
+    """The identity key. Raises ``policy-refused`` when it is missing, spoilt, or others on this machine can read it."""
+    file = folder / KEY
+    if not file.exists() or file.stat().st_mode & 0o077:
+        raise MedsynxError("policy-refused", f"{file} must exist with mode 0600")
+    try:
+        key = ser.load_pem_private_key(file.read_bytes(), None)
+    except (ValueError, TypeError):
+        key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise MedsynxError("policy-refused", f"{file} is not an Ed25519 key")
+    return key
+
+
+def public_identity(folder: Path) -> bytes:
+    """The public part of the identity key: 32 bytes."""
+    return identity(folder).public_key().public_bytes_raw()
+
+
+def write_roster(folder: Path, roster: Mapping[str, bytes]) -> None:
+    """Install everybody's public identities, this site's among them. Studies approved under another roster must be approved again."""
+    part = folder / f"{ROSTER}.part"
+    part.write_text(json.dumps({s: base64.b64encode(k).decode() for s, k in sorted(roster.items())}, indent=1), "utf-8")
+    part.replace(folder / ROSTER)
+
+
+def fingerprint(key: bytes) -> str:
+    """A public identity for people to compare: 32 hex digits of its SHA-256, in groups of four."""
+    digits = hashlib.sha256(key).hexdigest()[:32]
+    return " ".join(digits[k : k + 4] for k in range(0, 32, 4))
+
+
+def read_roster(file: Path) -> dict[str, bytes]:
+    """Site -> public identity. Raises ``roster-mismatch`` when there is none, it cannot be read, or one key stands for two sites."""
+    try:
+        raw = json.loads(file.read_text("utf-8"))
+        roster = {str(site): base64.b64decode(key, validate=True) for site, key in raw.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise MedsynxError("roster-mismatch", f"{file} is missing or invalid") from None
+    if any(len(key) != 32 for key in roster.values()) or len(set(roster.values())) != len(roster):
+        raise MedsynxError("roster-mismatch", f"{file} does not hold one key a site")
+    return roster

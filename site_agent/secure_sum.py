@@ -1,0 +1,95 @@
+"""A site's sessions of the secure sum, kept on disk between exchanges, and their answers.
+
+Each exchange is answered by a child process of its own, so the state lies in ``secure_sum.sqlite`` (0600) of the site's folder. It is committed
+before an answer leaves and before a record is touched. After a crash a session stays where it was, or its next exchange is refused: the step then
+fails closed, and what the door had reserved stays spent. Secrets of the site's own mask leave the file when it masks, and shares of others when
+it reveals them or a day has passed; deleted content is overwritten (``secure_delete``), though a file system or a disk may keep older blocks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from medsynx.secure_sum.site import Mask, Session
+from medsynx.secure_sum.terms import Message, Terms, refused
+from site_agent.audit import Audit
+from site_agent.identity import identity
+from site_agent.policy import SiteFolder
+
+KEEP_SECONDS = 86_400  #: an abandoned session's secrets live no longer
+DONE = json.dumps({"stage": "done"})
+T = TypeVar("T")
+
+
+class SecureSums:
+    """This site's answers to the exchanges of secure sums.
+
+    Args:
+        folder: the site's folder.
+        audit: records every message before it leaves.
+    """
+
+    def __init__(self, folder: SiteFolder, audit: Audit) -> None:
+        self.folder, self.audit = folder, audit
+        self.path = folder.path / "secure_sum.sqlite"
+        if not self.path.exists():
+            os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o600))
+        with self._open() as db:
+            db.execute(
+                "CREATE TABLE IF NOT EXISTS session (tag TEXT PRIMARY KEY, at REAL NOT NULL, body TEXT NOT NULL)"
+            )
+
+    def answer(self, terms: Terms, exchange: str, told: Message) -> Message:
+        """The answer to any exchange but ``mask``. Raises ``secure-sum-refused`` or ``policy-refused``."""
+        sign = identity(self.folder.path).sign
+        calls: dict[str, Callable[[Session], Message]] = {
+            "advert": lambda s: s.advert(sign),
+            "share": lambda s: s.share(told),
+            "confirm": lambda s: s.confirm(told, sign),
+            "unmask": lambda s: s.unmask(told),
+        }
+        if exchange not in calls:
+            raise refused("no such exchange")
+        message = self._advance(terms, calls[exchange])
+        raw = json.dumps(message, sort_keys=True).encode()
+        self.audit.message(terms.study, terms.run, terms.step, exchange, len(raw), hashlib.sha256(raw).hexdigest())
+        return message
+
+    def accept(self, terms: Terms, told: Message) -> Mask:
+        """The mask of this site's vector, for the door. It can be had once a tag: from here on the session knows it no more."""
+        return self._advance(terms, lambda s: s.accept(told))
+
+    def _advance(self, terms: Terms, call: Callable[[Session], T]) -> T:
+        """One step of a session within one transaction."""
+        with self._open() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                db.execute("UPDATE session SET body = ? WHERE at < ?", (DONE, time.time() - KEEP_SECONDS))
+                row = db.execute("SELECT body FROM session WHERE tag = ?", (terms.tag,)).fetchone()
+                state: dict[str, Any] = json.loads(row[0]) if row else {}
+                session = Session(terms, self.folder.policy().site, state)
+                result = call(session)
+                values = (terms.tag, time.time(), json.dumps(session.state))
+                db.execute("INSERT OR REPLACE INTO session (tag, at, body) VALUES (?, ?, ?)", values)
+                db.execute("COMMIT")
+            except BaseException:
+                db.execute("ROLLBACK")
+                raise
+        return result
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+        try:
+            db.execute("PRAGMA synchronous=FULL")
+            db.execute("PRAGMA secure_delete=ON")
+            yield db
+        finally:
+            db.close()

@@ -1,0 +1,101 @@
+"""One secure sum over a federation: the five exchanges of :mod:`medsynx.secure_sum`, carried by whatever carries the steps.
+
+A site that fails or falls silent in one exchange is not asked in the next. Once its masked vector is there it counts, whatever becomes of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from medsynx.generators.base import State
+from medsynx.plan import PricedStep
+from medsynx.secure_sum.relay import Relay, TooFew
+from medsynx.secure_sum.ring import RING, Residues
+from medsynx.secure_sum.terms import Message
+from medsynx.study import Study
+from medsynx.wire import Reply, Request
+from strategies.aggregate import usable
+from strategies.federation import Answer, Federation
+
+
+@dataclass
+class SecureSum:
+    """One step's secure sum at the coordinator.
+
+    Attributes:
+        total: sum of the vectors of ``answered``, once there is one.
+        answered: sites whose vector is in the total.
+        missing: why the others' are not.
+        silent: sites that fell out after their vector had arrived, and why; they are in the total all the same.
+        private: whether every site in the total had its noise on.
+    """
+
+    federation: Federation
+    study: Study
+    priced: PricedStep
+    request: Request
+    total: Residues | None = None
+    answered: list[str] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+    silent: dict[str, str] = field(default_factory=dict)
+    private: bool = True
+    bytes_per_site: int = 0
+
+    def conduct(self, sites: list[str]) -> None:
+        """All five exchanges.
+
+        Raises:
+            TooFew: fewer sites are left than a total needs; ``missing`` and ``silent`` say why.
+            MedsynxError: ``reply-invalid`` when some site's shares were wrong.
+        """
+        privacy = self.study.privacy
+        relay = Relay(self.study.rounds.quorum, privacy.tolerated_dropouts, RING)
+        try:
+            letters = relay.advertised(self._messages("advert", {site: {} for site in sites}))
+            letters = relay.shared(self._messages("share", letters))
+            vectors = self._vectors(letters)
+            letters = relay.masked(set(vectors))
+        finally:
+            self.missing |= relay.faulty
+        self.answered = relay.survivors
+        self.private = all(vectors[s].private for s in self.answered)
+        self.bytes_per_site = max(sum(a.nbytes for a in vectors[s].arrays.values()) for s in self.answered)
+        masked = RING.add(RING.unpack(vectors.pop(s).arrays["sum"]) for s in self.answered)
+        letters = relay.confirmed(self._messages("confirm", letters, self.silent))
+        self.total = relay.total(masked, self._messages("unmask", letters, self.silent))
+
+    def _vectors(self, letters: dict[str, Message]) -> dict[str, Reply]:
+        """Usable masked vectors."""
+        replies = self._ask("mask", letters, self.missing)
+        for site, reply in list(replies.items()):
+            if not usable(reply, self.priced, State()):
+                self.missing[site] = "reply-invalid"
+                del replies[site]
+        return replies
+
+    def _messages(
+        self, exchange: str, letters: dict[str, Message], failed: dict[str, str] | None = None
+    ) -> dict[str, Message]:
+        replies = self._ask(exchange, letters, self.missing if failed is None else failed)
+        return {site: reply.message for site, reply in replies.items()}
+
+    def _ask(self, exchange: str, letters: dict[str, Message], failed: dict[str, str]) -> dict[str, Reply]:
+        state = self.request.state if exchange == "mask" else State()
+        requests = {s: replace(self.request, state=state, exchange=exchange, message=m) for s, m in letters.items()}
+        out = {}
+        for answer in self.federation.ask(requests, sorted(requests), self.study.rounds.deadline_seconds):
+            reason = _reason(answer)
+            if reason is None and answer.reply is not None:
+                out[answer.site] = answer.reply
+            else:
+                failed[answer.site] = reason or "late"
+        return out
+
+
+def _reason(answer: Answer) -> str | None:
+    if answer.reply is None:
+        return answer.reason or "late"
+    return answer.reply.refusal
+
+
+__all__ = ["SecureSum", "TooFew"]
