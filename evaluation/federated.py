@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation import fidelity, scorecard, survival
-from evaluation.target import target
 from medsynx import codec
 from medsynx.codec import Codes
 from medsynx.generators.base import Arrays, Contribution, Patients, State, Total
 from medsynx.plan import PricedStep, Sensitivity, Step
 from medsynx.study import Study
+from medsynx.target import target
 
 REFERENCE, HOLDOUT = "evaluate: reference", "evaluate: hold-out"
 UNIT = 1024  #: cargo units a count (see medsynx.privacy on the grid)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.target import Target
 from medsynx.codec import Codes
+from medsynx.target import Target
 
 BINS = 16
 SPAN = 4.0  #: scores beyond +-SPAN share the outer bins; public
