@@ -14,9 +14,9 @@ from medsynx.errors import MedsynxError
 from medsynx.generators import get_family
 from medsynx.generators.base import Arrays
 from medsynx.wire import Reply, Request
-from site_agent.datasets import read_dataset
+from site_agent.datasets import load_dataset
 from site_agent.door import Door, Permit
-from site_agent.ingest import LocalTable, prepare
+from site_agent.ingest import LocalTable
 from site_agent.policy import SiteFolder
 
 log = logging.getLogger("medsynx.site")
@@ -84,8 +84,7 @@ class SiteService:
         """The permit's data set, encoded for its study; kept for the next step of the same study."""
         at = (permit.study.digest, permit.dataset)
         if self._table is None or self._table[0] != at:
-            frame, site = read_dataset(self.folder, permit.dataset), self.folder.policy().site
-            self._table = (at, prepare(frame, permit.study, self.folder.key(), strict=self.strict, site=site))
+            self._table = (at, load_dataset(self.folder, permit.dataset, permit.study, strict=self.strict))
         return self._table[1]
 
     def _kept(self, run: str) -> Arrays:
