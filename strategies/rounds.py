@@ -20,7 +20,9 @@ from medsynx.errors import MedsynxError
 from medsynx.generators import get_family
 from medsynx.generators.averaging import weights_of
 from medsynx.generators.base import Arrays, Artefact, Family, State, Total
+from medsynx.image_samplers import Images, open_image_sampler
 from medsynx.plan import Plan, PricedStep
+from medsynx.progress import listening
 from medsynx.samplers import open_sampler
 from medsynx.study import Study
 from medsynx.wire import Reply, Request
@@ -29,6 +31,7 @@ from strategies.aggregate import combine, usable
 from strategies.federation import Answer, Federation
 
 JUDGED_ROWS = 20_000  #: synthetic rows drawn at the coordinator for the evaluation
+SHOWN_IMAGES = 10  #: synthetic images of each class drawn for the report
 
 
 class QuorumLost(MedsynxError):
@@ -53,7 +56,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a watcher sees while a run goes on."""
+    """What a watcher sees while a run goes on: ``round`` of ``rounds`` steps, exchanges or the training at the coordinator."""
 
     step: str
     round: int
@@ -63,13 +66,13 @@ class Progress:
 
 @dataclass
 class Outcome:
-    """A finished run."""
+    """A finished run; ``synthetic`` is what its report judges or shows."""
 
     run: str
     study: Study
     plan: Plan
     artefact: Artefact
-    synthetic: Codes
+    synthetic: Codes | Images
     figures: dict[str, Any] | None
     judged: State | None
     private: bool
@@ -128,13 +131,20 @@ class Run:
         trained, judging = self._resume()
         if judging is None:
             trained = self._phase(family, trained)
-        artefact = family.export(self.study, trained)
-        if self.synthetic is None:
-            sampler = open_sampler(artefact.sampler, artefact.files, self.study)
-            self.synthetic = sampler.sample(JUDGED_ROWS, np.random.default_rng())
-        synthetic = self.synthetic
+        with listening(lambda what, done, of: self.watch(Progress(what, done, of, {}))):
+            artefact = family.export(self.study, trained)
         figures, judged = None, None
+        synthetic: Codes | Images
+        if self.study.image:
+            painter = open_image_sampler(artefact.sampler, artefact.files, self.study)
+            synthetic = painter.of(np.repeat(painter.made, SHOWN_IMAGES), np.random.default_rng())
+        else:
+            if self.synthetic is None:
+                sampler = open_sampler(artefact.sampler, artefact.files, self.study)
+                self.synthetic = sampler.sample(JUDGED_ROWS, np.random.default_rng())
+            synthetic = self.synthetic
         if self.study.evaluation.federated:
+            assert not isinstance(synthetic, Images)
             begun = judging or federated.start(self.study, synthetic)
             judged = self._phase(federated.Evaluation(), begun, trained)
             figures = federated.figures(self.study, judged, synthetic)
