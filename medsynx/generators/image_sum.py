@@ -58,7 +58,7 @@ class ImageSum:
         out = np.zeros((self.classes, self.width + self.counted), np.int64)
         for at in _whole_patients(patients.patient):
             label, person = patients.codes[at, 0], patients.patient[at]
-            rows = _in_batches(features, patients.images[at], label).astype(np.float64)
+            rows = in_batches(features, patients.images[at], label).astype(np.float64)
             if self.counted:
                 rows = np.hstack([rows, np.full((len(rows), 1), COUNT)])
             _, person, images = np.unique(person, return_inverse=True, return_counts=True)
@@ -102,7 +102,8 @@ def _whole_patients(patient: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         start = end
 
 
-def _in_batches(features: Features, images: NDArray[np.float32], label: NDArray[np.int64]) -> NDArray[np.floating]:
+def in_batches(features: Features, images: NDArray[np.float32], label: NDArray[np.int64]) -> NDArray[np.floating]:
+    """Features of any number of images, computed :data:`BATCH` at a time."""
     out = []
     for start in range(0, len(images), BATCH):
         chunk, names = images[start : start + BATCH], label[start : start + BATCH]

@@ -94,7 +94,9 @@ class MeanEmbedding:
             from medsynx.generators.mean_embedding_training import train
         except ModuleNotFoundError as missing:
             raise MedsynxError(
-                "install-incomplete", f"training the generator needs the package {missing.name}"
+                "install-incomplete",
+                f"training the generator needs the package {missing.name}",
+                hint="Install `medsynx[images]`; a run started again under its name goes on behind its sums.",
             ) from None
         targets = (sums / np.maximum(counts, 1.0)[:, None]).astype(np.float32)
         model = train(

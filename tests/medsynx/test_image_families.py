@@ -13,7 +13,7 @@ from evaluation.programme import priced_plan
 from medsynx.errors import MedsynxError
 from medsynx.generators import get_family, image_sum
 from medsynx.generators.base import ImagePatients, State, Total
-from medsynx.generators.image_sum import BATCH, UNIT, ImageSum
+from medsynx.generators.image_sum import BATCH, UNIT, ImageSum, in_batches
 from medsynx.generators.mean_embedding import random_features
 from medsynx.generators.random_features import RandomFeatures, average
 from medsynx.image_samplers import open_image_sampler
@@ -31,7 +31,7 @@ ODD = [  # images that reach for every bound: flat black and white, a checkerboa
     (RNG.random((12, 12)) > 0.5).astype(float),
     RNG.random((12, 12)),
 ]
-OTHERS = stripes(2 * BATCH + 30, 2)
+OTHERS = stripes(2 * BATCH + 1, 2)
 
 
 def study_of(family, **more):
@@ -92,6 +92,27 @@ def test_the_bound_is_reached_by_one_image_and_by_many():
     for extra in ([(5, 1)], [(5, 1)] * 9):
         moved = total("mean-embedding", study, step, State(), extra) - base
         assert 0.999 < np.sqrt((moved**2).sum()) / step.sensitivity.l2 <= 1
+
+
+def test_a_patient_is_averaged_as_one_wherever_the_batches_end():
+    study = study_of("mean-embedding")
+    cargo, features = ImageSum(64, 2), random_features(study)
+    images = np.concatenate([stripes(4 * BATCH - 1, 2)[0] / 255, np.array([ODD[5]] * 9)])
+    person = np.concatenate([np.arange(4 * BATCH - 1), np.full(9, 4 * BATCH - 1)])
+    label = np.zeros(len(images), int)
+    with_them = cargo.add_up(patients_of(images, label, person), lambda x, _: features(x))
+    without = cargo.add_up(patients_of(images[:-9], label[:-9], person[:-9]), lambda x, _: features(x))
+    assert ((with_them - without) ** 2).sum() <= cargo.bound**2
+
+
+def test_an_image_has_the_same_features_whoever_is_beside_it():
+    """To the last bit: a product of another shape may add up in another order."""
+    features = RandomFeatures((28, 28, 1), 100, seed=1)
+    images = np.random.default_rng(3).random((BATCH + 40, 1, 28, 28), np.float32)
+    label = np.zeros(len(images), np.int64)
+    every = in_batches(lambda x, _: features(x), images, label)
+    for at in (slice(0, 1), slice(5, 9), slice(40, BATCH + 33)):
+        assert (in_batches(lambda x, _: features(x), images[at], label[at]) == every[at]).all()
 
 
 def test_features_that_break_their_promise_are_cut_to_the_bound():
