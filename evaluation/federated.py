@@ -208,7 +208,7 @@ def figures(study: Study, state: State, synthetic: Codes) -> dict[str, Any]:
     for name, kind in (("tstr_auc", "synthetic"), ("trtr_auc", "real")):
         found = [t for t, b in zip(seen, layout.blocks, strict=True) if b.name == kind]
         out[name] = (
-            _auc(found[0], std / UNIT / SCORE_WEIGHT, rng)
+            noisy_auc(found[0], std / UNIT / SCORE_WEIGHT, rng)
             if found
             else {"value": None, "why": "the study has no target"}
         )
@@ -263,7 +263,8 @@ def _distance(
     }
 
 
-def _auc(histogram: NDArray[np.float64], std: float, rng: np.random.Generator) -> dict[str, Any]:
+def noisy_auc(histogram: NDArray[np.float64], std: float, rng: np.random.Generator) -> dict[str, Any]:
+    """Area under the curve of a noised (class x bin) histogram, and how far the noise (``std`` a cell) carries it."""
     value = scorecard.auc(histogram)
     base = {"learner": "naive Bayes scorecard"}
     if value is None:

@@ -47,9 +47,11 @@ def build(
     }
     if isinstance(synthetic, Images):
         assert study.image is not None
-        unjudged = "No figure of this generator was measured privately: images have no such evaluation yet, so it cannot be released."
         shown = grid(synthetic, study.image.classes)
-        return {**told, "gate": gate.CLOSED, "images": shown, "notes": [unjudged, *notes]}
+        if figures is None:
+            unjudged = "No figure of this generator was measured privately, so it cannot be released."
+            return {**told, "gate": gate.CLOSED, "images": shown, "notes": [unjudged, *notes]}
+        return {**told, "gate": gate.check(study.gate, figures), "images": shown}
     names, sizes = list(study.data_columns), codec.sizes(study)
     real = holdout_margins(study, judged) if judged else [None] * len(names)
     made = fidelity.one_way(synthetic, sizes)

@@ -56,7 +56,10 @@ CODES: dict[str, tuple[int, str]] = {
     "bundle-not-private": (53, "Noise was off or seeded in this run; run the study again without test switches."),
     "rows-invalid": (54, "Ask for between 1 and 10,000,000 rows."),
     "condition-invalid": (55, "Name columns of the study, levels of the dictionary, or ranges that hold a whole bin."),
-    "not-rows": (56, "This generator makes images: `medsynx generate BUNDLE --rows N --out images.npz`."),
+    "not-rows": (
+        56,
+        "This generator makes images: `medsynx generate BUNDLE --rows N --out images.npz`, or the format npz of the API.",
+    ),
     # server (60-69)
     "server-not-initialised": (60, "Run `medsynx server init` first."),
     "server-exists": (61, "The server is already set up; delete its folder to start over."),

@@ -352,10 +352,6 @@ def _constraints(study: Study) -> list[str]:
 def _image_study(section: Callable[[str], dict[str, Any]], columns: bool) -> list[str]:
     """What an image study may not say, or has to."""
     out = ["columns: a study describes columns or an image, not both"] if columns else []
-    if section("evaluation").get("federated", True):
-        out.append(
-            "evaluation.federated: images have no private evaluation yet; state `evaluation: {federated: false}`"
-        )
     privacy = section("privacy")
     if privacy.get("max_records_per_patient", 1) != 1 and privacy.get("records") != "averaged":
         out.append("privacy.records: a patient's images are averaged before they are added; state `records: averaged`")

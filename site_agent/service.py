@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation import federated
-from evaluation.programme import is_evaluation
+from evaluation.programme import evaluation_of, is_evaluation
 from medsynx.errors import MedsynxError
 from medsynx.generators import get_family
 from medsynx.generators.base import Arrays
@@ -72,7 +71,7 @@ class SiteService:
         study, priced = permit.study, permit.step
         table = self.table(permit)
         table.require(self.folder.policy().limits.minimum_patients)
-        family = federated.Evaluation() if is_evaluation(priced.step) else get_family(study.family.name)
+        family = evaluation_of(study) if is_evaluation(priced.step) else get_family(study.family.name)
         kept = self._kept(request.run)
         contribution = family.contribute(study, priced, request.state, table.parts[priced.step.part], kept)
         cargo = self.door.release(permit, contribution)

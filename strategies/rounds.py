@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluation import federated
-from evaluation.programme import priced_plan
+from evaluation import federated, federated_images
+from evaluation.programme import evaluation_of, priced_plan
 from medsynx.codec import Codes
 from medsynx.errors import MedsynxError
 from medsynx.generators import get_family
@@ -134,20 +134,23 @@ class Run:
         with listening(lambda what, done, of: self.watch(Progress(what, done, of, {}))):
             artefact = family.export(self.study, trained)
         figures, judged = None, None
+        federated_too, evaluation = self.study.evaluation.federated, evaluation_of(self.study)
         synthetic: Codes | Images
         if self.study.image:
-            painter = open_image_sampler(artefact.sampler, artefact.files, self.study)
-            synthetic = painter.of(np.repeat(painter.made, SHOWN_IMAGES), np.random.default_rng())
+            painter, rng = open_image_sampler(artefact.sampler, artefact.files, self.study), np.random.default_rng()
+            synthetic = painter.of(np.repeat(painter.made, SHOWN_IMAGES), rng)
+            if federated_too:
+                learned = painter.sample(federated_images.JUDGED_IMAGES, rng)
+                judged = self._phase(evaluation, judging or federated_images.start(self.study, learned), trained)
+                figures = federated_images.figures(self.study, judged)
         else:
             if self.synthetic is None:
                 sampler = open_sampler(artefact.sampler, artefact.files, self.study)
                 self.synthetic = sampler.sample(JUDGED_ROWS, np.random.default_rng())
             synthetic = self.synthetic
-        if self.study.evaluation.federated:
-            assert not isinstance(synthetic, Images)
-            begun = judging or federated.start(self.study, synthetic)
-            judged = self._phase(federated.Evaluation(), begun, trained)
-            figures = federated.figures(self.study, judged, synthetic)
+            if federated_too:
+                judged = self._phase(evaluation, judging or federated.start(self.study, synthetic), trained)
+                figures = federated.figures(self.study, judged, synthetic)
         return Outcome(
             self.name,
             self.study,
@@ -161,7 +164,12 @@ class Run:
             time.monotonic() - began,
         )
 
-    def _phase(self, family: Family | federated.Evaluation, state: State, trained: State | None = None) -> State:
+    def _phase(
+        self,
+        family: Family | federated.Evaluation | federated_images.Evaluation,
+        state: State,
+        trained: State | None = None,
+    ) -> State:
         """Exchanges until the family needs no more. ``trained``: the generator's state, while it is being judged."""
         while (step := family.next_step(self.study, state)) is not None:
             priced = self.plan.find(step.name)
@@ -190,7 +198,7 @@ class Run:
         self.rounds, self.private = [Round(**r) for r in held.facts["rounds"]], held.facts["private"]
         if held.facts["trained"] is None:
             return held.state, None
-        self.synthetic = held.arrays["synthetic"]
+        self.synthetic = held.arrays.get("synthetic")  # images are drawn anew: their classifier is in the state
         arrays = {n.removeprefix("trained."): a for n, a in held.arrays.items() if n.startswith("trained.")}
         return State(arrays, held.facts["trained"]), held.state
 

@@ -21,6 +21,36 @@ SCATTER_SCALES = (1.2, 2.5, 5.0)  #: the same on scattering coefficients
 PIXEL_GRID = 32  #: larger images enter the pixel view averaged to this size
 
 
+class Scattering:
+    """Mean intensity and edge strength by place: (images, channels, height, width) -> (images, width).
+
+    Args:
+        shape: height, width, channels.
+    """
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        height, width, channels = shape
+        self.width = channels * (1 + 2 * ANGLES) * GRID**2
+        self.matrices: dict[str, Any] = {}
+        for scale, (h, w) in enumerate(((height, width), (height // 2, width // 2))):
+            rows, columns = filters(h), filters(w)
+            self.matrices |= {
+                f"blur rows {scale}": rows[0],
+                f"slope rows {scale}": rows[1],
+                f"blur columns {scale}": columns[0].T.copy(),
+                f"slope columns {scale}": columns[1].T.copy(),
+                f"pool rows {scale}": average(h, GRID),
+                f"pool columns {scale}": average(w, GRID).T.copy(),
+            }
+        half = average(height, height // 2), average(width, width // 2).T.copy()
+        self.matrices |= {"half rows": half[0], "half columns": half[1]}
+
+    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Of images in 0..1."""
+        found: NDArray[np.float32] = _scattering(images, self.matrices, np)
+        return found
+
+
 class RandomFeatures:
     """The features of images of one shape.
 
@@ -34,30 +64,13 @@ class RandomFeatures:
         height, width, channels = shape
         rng = np.random.default_rng(seed)
         small = min(height, PIXEL_GRID), min(width, PIXEL_GRID)
+        pixels, scattering = small[0] * small[1] * channels, Scattering(shape)
         self.width = 4 * features  #: features of an image
-        self.matrices: dict[str, Any] = {
+        self.matrices: dict[str, Any] = scattering.matrices | {
             "small rows": average(height, small[0]),
             "small columns": average(width, small[1]).T.copy(),
-            "pixels": _frequencies(
-                rng, small[0] * small[1] * channels, features, math.sqrt(small[0] * small[1] * channels), PIXEL_SCALES
-            ),
-            "scatter": _frequencies(
-                rng, GRID * GRID * (1 + 2 * ANGLES) * channels, features, math.sqrt(channels), SCATTER_SCALES
-            ),
-        }
-        for scale, (h, w) in enumerate(((height, width), (height // 2, width // 2))):
-            blur, slope = filters(h), filters(w)
-            self.matrices |= {
-                f"blur rows {scale}": blur[0],
-                f"slope rows {scale}": blur[1],
-                f"blur columns {scale}": slope[0].T.copy(),
-                f"slope columns {scale}": slope[1].T.copy(),
-                f"pool rows {scale}": average(h, GRID),
-                f"pool columns {scale}": average(w, GRID).T.copy(),
-            }
-        self.matrices |= {
-            "half rows": average(height, height // 2),
-            "half columns": average(width, width // 2).T.copy(),
+            "pixels": _frequencies(rng, pixels, features, math.sqrt(pixels), PIXEL_SCALES),
+            "scatter": _frequencies(rng, scattering.width, features, math.sqrt(channels), SCATTER_SCALES),
         }
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -75,15 +88,13 @@ class RandomFeatures:
 
 def _features(images: Any, m: dict[str, Any], xp: ModuleType) -> Any:
     """``xp``: numpy or torch; both spell everything here alike."""
-    count = len(images)
-    pixels = (m["small rows"] @ images @ m["small columns"]).reshape(count, -1)
-    views = [pixels @ m["pixels"], scattering(images, m, xp) @ m["scatter"]]
+    pixels = (m["small rows"] @ images @ m["small columns"]).reshape(len(images), -1)
+    views = [pixels @ m["pixels"], _scattering(images, m, xp) @ m["scatter"]]
     parts = [f(view) for view in views for f in (xp.cos, xp.sin)]
     return xp.concatenate(parts, 1) / math.sqrt(2 * m["pixels"].shape[1])
 
 
-def scattering(images: Any, m: dict[str, Any], xp: ModuleType) -> Any:
-    """(images, channels, height, width) -> (images, channels * (1 + 2 ANGLES) * GRID**2): mean intensity and edge strength by place."""
+def _scattering(images: Any, m: dict[str, Any], xp: ModuleType) -> Any:
     count = len(images)
     out = [(m["pool rows 0"] @ images @ m["pool columns 0"]).reshape(count, -1)]
     for scale in range(2):
