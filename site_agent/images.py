@@ -94,8 +94,9 @@ def prepare_images(raw: Raw, study: Study, key: bytes, *, strict: bool = False) 
     at = np.flatnonzero(code >= 0)
     if not len(at):
         raise MedsynxError("table-empty", "no image has a label of the study", hint="See `image.classes` of the study.")
-    texts = [f"{hashlib.sha256(images[i].tobytes()).hexdigest()} {code[i]}" for i in at]
     own = None if ids is None else [ids[i] for i in at]
+    # The patient is part of a record's text: which of their images are kept must not depend on others who have the same image.
+    texts = [f"{hashlib.sha256(images[i].tobytes()).hexdigest()} {code[i]} {ids[i] if ids else ''}" for i in at]
     drawn = draw_lots(texts, own, key, study.privacy.max_records_per_patient, strict=strict)
     at = at[drawn.kept]
     scaled, clipped = scale(images[at], spec)

@@ -3,8 +3,9 @@
 python benchmarks/images/federated.py pneumonia --epsilon 1
 python benchmarks/images/federated.py mednist --family moments
 
-The training part is dealt to four sites with skewed labels and skewed sizes; the test part is the hold-out of ``medsynx simulate``. ``--validation``
-judges on the validation part instead (for choosing settings). Noise is the operating system's and never repeats.
+The training part is dealt to four sites with skewed labels and skewed sizes, and all of it trains (`evaluation.federated: false`); the test part is
+the hold-out of ``medsynx simulate``. ``--validation`` judges on the validation part instead (for choosing settings). Noise is the operating
+system's and never repeats.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def main() -> None:
     study, train, tested = {"pneumonia": pneumonia, "mednist": mednist}[args.set](args.validation)
     raw = study.model_dump(mode="json")
     raw["family"] = {"name": args.family, "parameters": args.parameters}
-    raw["privacy"]["epsilon"] = args.epsilon
+    raw["privacy"]["epsilon"], raw["evaluation"] = args.epsilon, {"federated": False}
     raw["image"]["shape"] = [args.size, args.size, 1]
     runs = [once(parse_study(raw), train, tested, seed) for seed in range(args.seeds)]
     print(

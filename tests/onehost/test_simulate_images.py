@@ -175,3 +175,33 @@ def test_command_line(desk, tmp_path):
     command = ["simulate", desk / "study.yaml", "--site", tmp_path / "no.npz", "--out", tmp_path / "out2"]
     bad = subprocess.run([sys.executable, "-m", "medsynx", *map(str, command)], capture_output=True, text=True)
     assert bad.returncode == 29 and "Traceback" not in bad.stderr
+
+
+def test_a_run_goes_on_where_it_stopped(desk, tmp_path):
+    """Before a sum, and after the last one: nothing is asked twice, and the figures are there."""
+    from onehost.simulate import make_sites
+    from site_agent.service import SiteService
+    from strategies.in_process import InProcessFederation
+    from strategies.rounds import Run
+
+    study = parse_study({**RAW_IMAGE_STUDY, "evaluation": {}})
+    sites = make_sites(study, [desk / f"{k}.npz" for k in range(3)], tmp_path / "sites", strict=False)
+    services = {s.name: SiteService(s.folder, simulated=True) for s in sites}
+    asked, stop = [], ["covariances", "evaluate: hold-out", None, None]
+
+    class Stopping(InProcessFederation):
+        def ask(self, request, sites, deadline):
+            if request.step == stop[0]:
+                raise KeyboardInterrupt
+            asked.append(request.step)
+            return super().ask(request, sites, deadline)
+
+    federation = Stopping({name: service.answer for name, service in services.items()})
+    while stop:
+        try:
+            outcome = Run(study, federation, "r1", checkpoint=tmp_path / "c.npz").conduct()
+        except KeyboardInterrupt:
+            assert stop[0]
+        stop.pop(0)
+    assert asked == ["means", "covariances", "evaluate: hold-out"] and outcome.private
+    assert outcome.figures["tstr_auc"]["value"] > 0.8

@@ -56,6 +56,16 @@ def test_removing_a_patient_changes_nobody_else(grouped):
     assert whole.parts["all"].count - less.parts["all"].count == 1
 
 
+def test_patients_with_the_same_images_choose_for_themselves():
+    pixels, label = stripes(5, 1)
+    raw = {"images": np.tile(pixels, (8, 1, 1)), "labels": np.tile(label, 8), "patients": np.repeat(np.arange(8), 5)}
+    whole = prepare_images(raw, study_of(), KEY).parts["all"]
+    less = prepare_images({n: a[5:] for n, a in raw.items()}, study_of(), KEY).parts["all"]
+    assert whole.count == 8
+    assert [i.tobytes() for i in whole.images[1:]] == [i.tobytes() for i in less.images]
+    assert len({i.tobytes() for i in whole.images}) > 1, "not all the same one"
+
+
 def test_intensities_are_scaled_by_the_study_alone():
     raw = raw_of(4)
     raw["images"] = np.array([0, 1000, 3000, 65535], np.uint16)[:, None, None] * np.ones((1, 12, 12), np.uint16)
