@@ -212,10 +212,10 @@ def test_noise_does_not_pull_the_auc_towards_one_half():
     rng = np.random.default_rng(3)
     seen = [scorecard.auc(clean + rng.normal(0, 10, clean.shape)) for _ in range(400)]
     assert np.mean(seen) == pytest.approx(scorecard.auc(clean), abs=0.01)
-    found = federated._auc(clean + rng.normal(0, 10, clean.shape), 10, rng)
+    found = federated.noisy_auc(clean + rng.normal(0, 10, clean.shape), 10, rng)
     assert found["plus_minus"] == pytest.approx(np.std(seen), rel=0.5), "the stated +- is the noise's"
-    assert federated._auc(clean + rng.normal(0, 5, clean.shape), 5, rng)["reliable"]
-    drowned = [federated._auc(clean + rng.normal(0, 30, clean.shape), 30, rng) for _ in range(50)]
+    assert federated.noisy_auc(clean + rng.normal(0, 5, clean.shape), 5, rng)["reliable"]
+    drowned = [federated.noisy_auc(clean + rng.normal(0, 30, clean.shape), 30, rng) for _ in range(50)]
     assert not any(f["reliable"] for f in drowned), "also where the area is clipped at 1"
     values = [f["value"] for f in drowned if f["value"] is not None]
     assert max(values) == 1 and min(values) >= 0
