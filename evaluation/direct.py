@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from evaluation import fidelity, survival, utility
-from evaluation.target import target
 from medsynx import codec
 from medsynx.codec import Codes
 from medsynx.study import Study
+from medsynx.target import target
 
 SOURCE = "direct, on real rows (not private)"
 

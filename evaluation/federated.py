@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation import fidelity, scorecard, survival
-from evaluation.target import target
 from medsynx import codec
 from medsynx.codec import Codes
 from medsynx.generators.base import Arrays, Contribution, Patients, State, Total
 from medsynx.plan import PricedStep, Sensitivity, Step
 from medsynx.study import Study
+from medsynx.target import target
 
 REFERENCE, HOLDOUT = "evaluate: reference", "evaluate: hold-out"
 UNIT = 1024  #: cargo units a count (see medsynx.privacy on the grid)
@@ -212,7 +212,9 @@ def figures(study: Study, state: State, synthetic: Codes) -> dict[str, Any]:
     for name, kind in (("tstr_auc", "synthetic"), ("trtr_auc", "real")):
         found = [t for t, b in zip(seen, layout.blocks, strict=True) if b.name == kind]
         out[name] = (
-            _auc(found[0], std / UNIT / FEW_WEIGHT, rng) if found else {"value": None, "why": "the study has no target"}
+            noisy_auc(found[0], std / UNIT / FEW_WEIGHT, rng)
+            if found
+            else {"value": None, "why": "the study has no target"}
         )
     if survival.judged(study):
         out["km"] = _survival_distance(study, seen[-1], expected[-1], std / UNIT / FEW_WEIGHT, rng)
@@ -290,7 +292,8 @@ def _survival_distance(
     return _beside_floor(noisy, floors) | {"reliable": float(np.mean(floors)) <= 0.1}
 
 
-def _auc(histogram: NDArray[np.float64], std: float, rng: np.random.Generator) -> dict[str, Any]:
+def noisy_auc(histogram: NDArray[np.float64], std: float, rng: np.random.Generator) -> dict[str, Any]:
+    """Area under the curve of a noised (class x bin) histogram, and how far the noise (``std`` a cell) carries it."""
     value = scorecard.auc(histogram)
     base = {"learner": "naive Bayes scorecard"}
     if value is None:

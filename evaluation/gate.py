@@ -6,6 +6,9 @@ from typing import Any
 
 from medsynx.study import GateSpec
 
+#: of a study that nothing private was measured for: it cannot be released
+CLOSED: dict[str, Any] = {"passed": False, "checks": []}
+
 
 def check(gate: GateSpec, figures: dict[str, Any] | None) -> dict[str, Any]:
     """``{"passed", "checks"}``: a threshold whose figure is absent or not reliable is not met, nor is a distance finer than what its

@@ -5,11 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
-from evaluation.federated import HOLDOUT, REFERENCE, Evaluation
+from evaluation import federated, federated_images
+from evaluation.federated import HOLDOUT, REFERENCE
 from medsynx.generators import get_family
 from medsynx.plan import Plan, Step
 from medsynx.privacy import calibrate, share_std
 from medsynx.study import Study
+
+
+def evaluation_of(study: Study) -> federated.Evaluation | federated_images.Evaluation:
+    """The private evaluation of a study's kind."""
+    return federated_images.Evaluation() if study.image else federated.Evaluation()
 
 
 def is_evaluation(step: Step) -> bool:
@@ -26,7 +32,7 @@ def full_plan(study: Study) -> tuple[Step, ...]:
     steps = get_family(study.family.name).plan(study)
     if not study.evaluation.federated:
         return tuple(replace(s, part="all") for s in steps)
-    judged = Evaluation().plan(study)
+    judged = evaluation_of(study).plan(study)
     left = 1 - sum(s.share for s in judged if s.part == "train")
     return tuple(replace(s, share=s.share * left) for s in steps) + judged
 

@@ -7,9 +7,11 @@ from typing import Any
 
 from evaluation import fidelity, gate, survival
 from evaluation.federated import holdout_margins, holdout_survival, pair_distances
+from evaluation.image_grid import grid
 from medsynx import codec
 from medsynx.codec import Codes
 from medsynx.generators.base import State
+from medsynx.image_samplers import Images
 from medsynx.study import Study
 
 
@@ -19,7 +21,7 @@ def build(
     figures: dict[str, Any] | None,
     direct: dict[str, Any] | None,
     judged: State | None,
-    synthetic: Codes,
+    synthetic: Codes | Images,
     rounds: list[dict[str, Any]],
     sites: list[str],
     privacy: dict[str, Any],
@@ -31,17 +33,31 @@ def build(
         figures: from the federated evaluation, or None.
         direct: from real rows outside the door, or None.
         judged: state of the federated evaluation, for the plots.
-        synthetic: rows drawn for the evaluation.
+        synthetic: rows drawn for the evaluation, or images drawn for the report.
         notes: sentences of the family on how it measured.
     """
+    told = {
+        "rounds": rounds,
+        "sites": sites,
+        "privacy": privacy,
+        "notes": list(notes),
+        "study": {"name": study.name, "title": study.title, "digest": study.digest, "family": study.family.name},
+        "figures": figures or {},
+        "direct": direct,
+    }
+    if isinstance(synthetic, Images):
+        assert study.image is not None
+        shown = grid(synthetic, study.image.classes)
+        if figures is None:
+            unjudged = "No figure of this generator was measured privately, so it cannot be released."
+            return {**told, "gate": gate.CLOSED, "images": shown, "notes": [unjudged, *notes]}
+        return {**told, "gate": gate.check(study.gate, figures), "images": shown}
     names, sizes = list(study.data_columns), codec.sizes(study)
     real = holdout_margins(study, judged) if judged else [None] * len(names)
     made = fidelity.one_way(synthetic, sizes)
     pairs = pair_distances(study, judged, synthetic) if judged else {}
     return {
-        "study": {"name": study.name, "title": study.title, "digest": study.digest, "family": study.family.name},
-        "figures": figures or {},
-        "direct": direct,
+        **told,
         "gate": gate.check(study.gate, figures),
         "columns": [
             {
@@ -55,10 +71,6 @@ def build(
         ],
         "survival": _survival(study, judged, synthetic),
         "pairs": [{"a": names[a], "b": names[b], "tvd": round(v, 4)} for (a, b), v in pairs.items()],
-        "rounds": rounds,
-        "sites": sites,
-        "privacy": privacy,
-        "notes": list(notes),
     }
 
 

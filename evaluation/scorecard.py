@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.target import Target
 from medsynx.codec import Codes
+from medsynx.target import Target
 
 BINS = 16
 SPAN = 4.0  #: scores beyond +-SPAN share the outer bins; public
@@ -50,7 +50,11 @@ def weights(tables: Sequence[NDArray[np.float64]], noise_std: float = 0.0) -> ND
 def score_bins(codes: Codes, sizes: Sequence[int], task: Target, card: NDArray[np.float64]) -> NDArray[np.int64]:
     """Each row's score in one of :data:`BINS` public bins."""
     offsets = np.concatenate([[0], np.cumsum([sizes[j] for j in task.predictors])[:-1]]).astype(int)
-    score = card[codes[:, task.predictors] + offsets].sum(axis=1)
+    return binned(card[codes[:, task.predictors] + offsets].sum(axis=1))
+
+
+def binned(score: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Each score's public bin."""
     return np.clip(np.floor((score + SPAN) / (2 * SPAN) * BINS), 0, BINS - 1).astype(np.int64)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.target import Target
 from medsynx import codec
 from medsynx.codec import Codes
 from medsynx.study import BooleanColumn, LevelColumn, Study
+from medsynx.target import Target
 
 
 def auc(study: Study, task: Target, train: Codes, test: Codes) -> tuple[float | None, str | None]:

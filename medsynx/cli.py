@@ -113,6 +113,7 @@ def study_check(
         "digest": study.digest,
         "family": study.family.name,
         "columns": len(study.data_columns),
+        "image": study.image.model_dump() if study.image else None,
         "bytes_per_site": plan.bytes_per_site,
         "guarantees": privacy["guarantees"],
         "steps": [
@@ -135,8 +136,8 @@ def study_check(
 @app.command()
 def generate(
     bundle: Annotated[Path, typer.Argument(help="A bundle file (.medsynx.zip).")],
-    rows: Annotated[int, typer.Option(help="How many synthetic rows.")],
-    out: Annotated[Path, typer.Option(help="Target; .csv or .parquet.")],
+    rows: Annotated[int, typer.Option(help="How many synthetic rows or images.")],
+    out: Annotated[Path, typer.Option(help="Target; .csv or .parquet for rows, .npz for images.")],
     seed: Annotated[int | None, typer.Option(help="Same bundle, rows and seed: same table.")] = None,
     where: Annotated[
         list[str] | None,
@@ -146,17 +147,23 @@ def generate(
         Path | None, typer.Option(help="The coordinator's public key; without it only integrity is checked.")
     ] = None,
 ) -> None:
-    """Draw synthetic rows from a bundle, offline. With --where, rows follow the generator's distribution given that."""
+    """Draw synthetic rows or images from a bundle, offline. With --where, rows follow the generator's distribution given that."""
     from medsynx.bundle import fingerprint, read_bundle
     from medsynx.conditions import parse_conditions
+    from medsynx.image_files import write_images
+    from medsynx.image_samplers import draw_images
     from medsynx.samplers import draw
     from medsynx.tables import write_table
 
     verified = read_bundle(bundle, trusted=frozenset({fingerprint(key.read_bytes())}) if key else None)
-    write_table(out, draw(verified, rows, seed, parse_conditions(where or (), verified.study)))
+    image, conditions = verified.study.image, parse_conditions(where or (), verified.study)
+    if image and out.suffix.lower() == ".npz":
+        write_images(out, draw_images(verified, rows, seed), image)
+    else:
+        write_table(out, draw(verified, rows, seed, conditions))
     note = "" if verified.private else " - NOT PRIVATE: noise was off in this run"
     typer.echo(
-        f"wrote {rows} rows to {out} (signed by {verified.signer[:16]}{'' if key else ', origin not checked'}){note}",
+        f"wrote {rows} {'images' if image else 'rows'} to {out} (signed by {verified.signer[:16]}{'' if key else ', origin not checked'}){note}",
         err=True,
     )
 
@@ -166,7 +173,11 @@ def _show_plan(summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
-    console.print(f"[bold]{summary['name']}[/]  family {summary['family']}, {summary['columns']} columns")
+    image = summary["image"]
+    what = f"{summary['columns']} columns"
+    if image:
+        what = f"images of {' x '.join(map(str, image['shape']))}, classes {', '.join(image['classes'])}"
+    console.print(f"[bold]{summary['name']}[/]  family {summary['family']}, {what}")
     console.print(f"digest {summary['digest']}", soft_wrap=True)
     table = Table("step", "cargo", "patients", "numbers", "noise / sensitivity")
     for s in summary["steps"]:

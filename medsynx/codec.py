@@ -24,13 +24,14 @@ Codes = NDArray[np.int64]
 
 @dataclass
 class EncodeReport:
-    """What encoding did to a table: counts by column. It stays at the site."""
+    """What encoding did to a table: counts by column, and records ``left_out`` by reason. It stays at the site."""
 
     rows: int = 0
     clipped: dict[str, int] = field(default_factory=dict)
     other: dict[str, int] = field(default_factory=dict)
     missing: dict[str, int] = field(default_factory=dict)
     dropped_columns: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def size(column: DataColumn) -> int:

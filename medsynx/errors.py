@@ -28,6 +28,10 @@ CODES: dict[str, tuple[int, str]] = {
         28,
         "One row a patient is declared: merge the rows or raise `privacy.max_records_per_patient`.",
     ),
+    "images-unreadable": (
+        29,
+        "Give an NPZ file with `images` (N x height x width), `labels` (N) and, where patients have several images, `patients` (N).",
+    ),
     # door, policy, ledger (30-39)
     "study-not-approved": (30, "Let the site's privacy officer read the study and run `medsynx site approve STUDY`."),
     "policy-refused": (31, "The site's policy does not allow this study; see `configs/site.yaml`."),
@@ -57,6 +61,10 @@ CODES: dict[str, tuple[int, str]] = {
     "bundle-not-private": (53, "Noise was off or seeded in this run; run the study again without test switches."),
     "rows-invalid": (54, "Ask for between 1 and 10,000,000 rows."),
     "condition-invalid": (55, "Name columns of the study, levels of the dictionary, or ranges that hold a whole bin."),
+    "not-rows": (
+        56,
+        "This generator makes images: `medsynx generate BUNDLE --rows N --out images.npz`, or the format npz of the API.",
+    ),
     # server (60-69)
     "server-not-initialised": (60, "Run `medsynx server init` first."),
     "server-exists": (61, "The server is already set up; delete its folder to start over."),

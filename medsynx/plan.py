@@ -48,9 +48,9 @@ class Step:
         part: which patients it sees. A patient is either a training or a hold-out patient of a data set, for good, so
             steps on different parts compose in parallel; ``all`` sees both.
         size: numbers that leave one site.
-        share: share of the budget among the Gaussian steps on the same part (a model-update takes what they leave).
+        share: share of the budget among the Gaussian steps on the same part (steps with ``sampling`` take what they leave).
         sensitivity: for ``secure-sum``.
-        sampling: for ``model-update``.
+        sampling: for ``model-update``, and for a ``secure-sum`` over a Poisson sample of the patients (one iteration).
         limit: for ``secure-sum``: largest absolute value an honest site can send before noise, in cargo units (public).
     """
 

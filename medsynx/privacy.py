@@ -183,8 +183,9 @@ def _balle_wang(epsilon_: float, delta: float) -> float:
 def calibrate(privacy: PrivacySpec, steps: Sequence[Step]) -> Plan:
     """Price steps so that a patient of either part spends at most the budget.
 
-    Gaussian steps on a part split the budget of one Gaussian by their shares (inverse variances add); a part's model-updates
-    share one noise multiplier, the smallest that still fits beside those Gaussians. A step on ``all`` counts on both parts.
+    Gaussian steps on a part split the budget of one Gaussian by their shares (inverse variances add); a part's steps on samples
+    (model-updates, sums of gradients) share one noise multiplier, the smallest that still fits beside those Gaussians. A step on
+    ``all`` counts on both parts.
 
     Raises:
         MedsynxError: ``budget-impossible`` when no noise fits.
@@ -194,20 +195,17 @@ def calibrate(privacy: PrivacySpec, steps: Sequence[Step]) -> Plan:
     def gaussian(step: Step) -> float:
         return whole / math.sqrt(step.share)
 
-    multiplier = {s.name: gaussian(s) for s in steps if s.cargo == "secure-sum"}
-    sgd = [s for s in steps if s.cargo == "model-update"]
+    multiplier = {s.name: gaussian(s) for s in steps if s.sampling is None}
+    sgd = [s for s in steps if s.sampling is not None]
     if sgd:
-        beside = [gaussian_event(multiplier[s.name]) for s in steps if s.cargo == "secure-sum" and s.part != "holdout"]
+        beside = [gaussian_event(multiplier[s.name]) for s in steps if s.sampling is None and s.part != "holdout"]
 
         def fits(m: float) -> bool:
             return epsilon([*beside, *(_sgd_event(s, m) for s in sgd)], privacy.delta) <= privacy.epsilon
 
         found = _smallest(fits, f"epsilon {privacy.epsilon:g} over {len(sgd)} rounds")
         multiplier |= {s.name: found for s in sgd}
-    priced = tuple(
-        PricedStep(s, m := multiplier[s.name], _sgd_event(s, m) if s.cargo == "model-update" else gaussian_event(m))
-        for s in steps
-    )
+    priced = tuple(PricedStep(s, m := multiplier[s.name], _sum_event(s, m)) for s in steps)
     plan = Plan(priced)
     assert epsilon_of_plan(plan, privacy.delta) <= privacy.epsilon * (1 + 1e-9)
     return plan
@@ -215,7 +213,12 @@ def calibrate(privacy: PrivacySpec, steps: Sequence[Step]) -> Plan:
 
 def _sgd_event(step: Step, noise_multiplier: float) -> Any:
     assert step.sampling is not None
-    return dpsgd_event(noise_multiplier, step.sampling.rate, step.sampling.iterations)
+    cushion = GRID_CUSHION if step.cargo == "secure-sum" else 1.0
+    return dpsgd_event(noise_multiplier * cushion, step.sampling.rate, step.sampling.iterations)
+
+
+def _sum_event(step: Step, noise_multiplier: float) -> Any:
+    return gaussian_event(noise_multiplier) if step.sampling is None else _sgd_event(step, noise_multiplier)
 
 
 def epsilon_of_parts(spent: Iterable[tuple[Part, Any]], delta: float) -> float:
@@ -261,7 +264,7 @@ def guarantees(privacy: PrivacySpec, quorum: int, plan: Plan, *, noise: bool = T
     alone = [
         (
             s.step.part,
-            s.event if s.step.cargo == "model-update" else gaussian_event(s.noise_multiplier / math.sqrt(divisor)),
+            s.event if s.step.cargo == "model-update" else _sum_event(s.step, s.noise_multiplier / math.sqrt(divisor)),
         )
         for s in plan.steps
     ]

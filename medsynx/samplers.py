@@ -96,8 +96,11 @@ def draw(
         conditions: column -> what it may be, see :func:`medsynx.codec.allowed`. Rows then follow the generator's distribution given that.
 
     Raises:
-        MedsynxError: ``rows-invalid``, ``condition-invalid``, or what :func:`open_sampler` raises - before the first chunk.
+        MedsynxError: before the first chunk: ``not-rows`` for a generator of images, ``rows-invalid``, ``condition-invalid``, or what
+            :func:`open_sampler` raises.
     """
+    if bundle.study.image:
+        raise MedsynxError("not-rows", f"{bundle.study.name} is a generator of images, not of rows")
     if not 1 <= rows <= MAX_ROWS:
         raise MedsynxError("rows-invalid", f"{rows} rows asked for")
     sampler, study, rng = bundle_sampler(bundle), bundle.study, np.random.default_rng(seed)

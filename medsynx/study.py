@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import math
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from medsynx.errors import MedsynxError
+from medsynx.image_spec import ImageSpec
 
 Role = Literal["feature", "target", "survival_time", "event", "treatment", "site"]
 TrustMode = Literal["secure-sum", "local"]
@@ -156,20 +158,6 @@ Column = Annotated[
     NumericColumn | DateColumn | LevelColumn | BooleanColumn | PatientIdColumn, Field(discriminator="type")
 ]
 DataColumn = NumericColumn | DateColumn | LevelColumn | BooleanColumn
-
-
-class ImageSpec(_Model):
-    """Shape in pixels (height, width, channels) and the class labels of an image study."""
-
-    shape: tuple[int, int, int]
-    classes: tuple[str, ...] = Field(min_length=1)
-
-    @field_validator("shape")
-    @classmethod
-    def _sane(cls, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        if not (8 <= shape[0] <= 512 and 8 <= shape[1] <= 512 and shape[2] in (1, 3)):
-            raise ValueError("shape is (height 8-512, width 8-512, channels 1 or 3)")
-        return shape
 
 
 class FamilySpec(_Model):
@@ -361,6 +349,15 @@ def _constraints(study: Study) -> list[str]:
     return out or problems(study)
 
 
+def _image_study(section: Callable[[str], dict[str, Any]], columns: bool) -> list[str]:
+    """What an image study may not say, or has to."""
+    out = ["columns: a study describes columns or an image, not both"] if columns else []
+    privacy = section("privacy")
+    if privacy.get("max_records_per_patient", 1) != 1 and privacy.get("records") != "averaged":
+        out.append("privacy.records: a patient's images are averaged before they are added; state `records: averaged`")
+    return out
+
+
 def _every_bin_holds_a_whole_number(cuts: tuple[float, ...]) -> bool:
     inner = all(math.ceil(low) < high for low, high in itertools.pairwise(cuts))
     return inner and math.ceil(cuts[-2]) <= cuts[-1]
@@ -381,7 +378,7 @@ def _line(error: Any) -> str:
 
 def _across(raw: dict[str, Any]) -> list[str]:
     """What no single field can see. Works on the raw mapping so that it reports beside the field errors."""
-    from medsynx.generators import FAMILIES, get_family
+    from medsynx.generators import FAMILIES, IMAGE_FAMILIES, get_family
 
     def section(key: str) -> dict[str, Any]:
         value = raw.get(key)
@@ -392,6 +389,8 @@ def _across(raw: dict[str, Any]) -> list[str]:
     data = {n: c for n, c in columns.items() if c.get("type") != "patient-id"}
     if not data and not raw.get("image"):
         out.append("columns: a study describes at least one column or an image")
+    if raw.get("image"):
+        out += _image_study(section, bool(columns))
     for role in ("target", "survival_time", "event", "treatment", "site"):
         named = [n for n, c in data.items() if c.get("role") == role]
         if len(named) > 1:
@@ -413,6 +412,8 @@ def _across(raw: dict[str, Any]) -> list[str]:
     if isinstance(name, str):
         if name not in FAMILIES:
             out.append(f"family.name: {name!r} is not one of {', '.join(FAMILIES)}")
+        elif (name in IMAGE_FAMILIES) != bool(raw.get("image")):
+            out.append(f"family.name: {name} makes {'images' if name in IMAGE_FAMILIES else 'tables'}")
         else:
             try:
                 get_family(name).parameters(section("family").get("parameters") or {})

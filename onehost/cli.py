@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from medsynx.study import Study
     from strategies.rounds import Progress
 
+#: title of a line of results -> its figures
+SHOWN = {
+    "TVD 1-way / 2-way": ("tvd1", "tvd2"),
+    "AUC TSTR / TRTR": ("tstr_auc", "trtr_auc"),
+    "balanced accuracy TSTR / TRTR": ("tstr_balanced_accuracy", "trtr_balanced_accuracy"),
+    "accuracy TSTR / TRTR": ("tstr_accuracy", "trtr_accuracy"),
+    "Frechet distance": ("frechet",),
+}
 simulate_app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 demo_app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -25,7 +33,7 @@ demo_app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 @simulate_app.command()
 def simulate(
     study: Annotated[Path, typer.Argument(help="Study manifest, YAML or JSON.")],
-    site: Annotated[list[Path], typer.Option(help="One table a site; repeat it.")],
+    site: Annotated[list[Path], typer.Option(help="One table a site, or one NPZ file of labelled images; repeat it.")],
     out: Annotated[Path, typer.Option(help="Folder for bundle and report.")],
     holdout: Annotated[
         Path | None, typer.Option(help="A table no site holds: adds figures computed directly, which are not private.")
@@ -94,12 +102,15 @@ def _show(result: dict[str, Any]) -> None:
     for source, figures in result["figures"].items():
         if figures:
             note = "not private" if source == "direct" else "through the door, noised"
-            table.add_row(
-                f"TVD 1-way / 2-way ({source})", f"{number(figures, 'tvd1')} / {number(figures, 'tvd2')}  ({note})"
-            )
-            table.add_row(
-                f"AUC TSTR / TRTR ({source})", f"{number(figures, 'tstr_auc')} / {number(figures, 'trtr_auc')}"
-            )
+            for title, names in SHOWN.items():
+                if names[0] in figures:
+                    values = " / ".join(number(figures, n) for n in names)
+                    table.add_row(f"{title} ({source}, {note})", values)
+            if "frechet" in figures:
+                beside = [
+                    number({"frechet": {"value": figures["frechet"][k]}}, "frechet") for k in ("floor", "mean_only")
+                ]
+                table.add_row("", f"real training images {beside[0]}, class means only {beside[1]}")
     table.add_row("bytes a site", f"{result['bytes_per_site']:,}")
     console.print(table)
     for name in ("bundle", "report"):

@@ -1,7 +1,7 @@
 """``medsynx simulate``: the same strategy and site code as a deployed run, in one process and without sockets.
 
-Each CSV becomes a site with its own folder, policy, key and ledger under ``OUT/sites``. Noise is the operating system's, always; a seed only fixes
-what is public.
+Each table, or NPZ file of images, becomes a site with its own folder, policy, key and ledger under ``OUT/sites``. Noise is the operating
+system's, always; a seed only fixes what is public.
 """
 
 from __future__ import annotations
@@ -19,11 +19,16 @@ import numpy as np
 from evaluation import direct
 from medsynx import codec
 from medsynx.bundle import new_key
-from medsynx.codec import Codes
 from medsynx.errors import MedsynxError
+from medsynx.generators.base import ImagePatients, Patients
+from medsynx.image_samplers import open_image_sampler
+from medsynx.plan import Part
+from medsynx.progress import listening
 from medsynx.study import Study
 from medsynx.tables import read_table
-from site_agent.ingest import LocalTable, prepare
+from site_agent.datasets import load_file
+from site_agent.images import prepare_images, read_images
+from site_agent.ingest import LocalTable
 from site_agent.policy import Dataset, Limits, SiteFolder, SitePolicy
 from site_agent.service import SiteService
 from strategies.in_process import InProcessFederation
@@ -31,6 +36,8 @@ from strategies.publish import epsilons, publish
 from strategies.rounds import Progress, Run
 
 MINIMUM_PATIENTS = 20
+ROW_FIGURES = ("tvd1", "tvd2", "tstr_auc", "trtr_auc")
+IMAGE_FIGURES = ("tstr_auc", "trtr_auc", "tstr_balanced_accuracy", "trtr_balanced_accuracy", "frechet")
 
 
 @dataclass
@@ -65,12 +72,12 @@ def make_sites(
             site=name, datasets={"table": Dataset(path=path.resolve())}, limits=limits, testing_without_noise=not noise
         )
         site = SiteFolder.create(folder / name, policy)
-        frame = read_table(path)
         try:
-            table = prepare(frame, study, site.key(), strict=strict, site=name)
+            table = load_file(path, study, site.key(), strict=strict, site=name)
             table.require(MINIMUM_PATIENTS)
         except MedsynxError as error:
-            raise MedsynxError(error.code, f"{path.name}: {error.message}", hint=error.hint) from None
+            named = error.message if error.message.startswith(path.name) else f"{path.name}: {error.message}"
+            raise MedsynxError(error.code, named, hint=error.hint) from None
         site.approve(study, "table")
         sites.append(SimulatedSite(name, site, table))
     return sites
@@ -90,6 +97,7 @@ def simulate(
     """Run a study over tables and publish its bundle.
 
     Args:
+        tables: one file a site: tables, or NPZ files of images for an image study.
         out: folder for bundle, report and sites' folders; made when absent, its ``sites`` folder is made anew.
         holdout: a table the sites never see, for figures computed directly (not private).
         seed: fixes the synthetic rows drawn for the direct figures; never the privacy noise.
@@ -101,12 +109,15 @@ def simulate(
     out.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(out / "sites", ignore_errors=True)
     sites = make_sites(study, tables, out / "sites", strict=strict, noise=noise)
-    held_out = codec.encode(read_table(holdout), study, strict=strict)[0] if holdout else None
+    held_out = _held_out(study, holdout, strict) if holdout else None
     services = {s.name: SiteService(s.folder, simulated=True, strict=strict) for s in sites}
     federation = InProcessFederation({name: service.answer for name, service in services.items()})
     outcome = Run(study, federation, f"sim-{secrets.token_hex(4)}", watch, masked=False).conduct()
 
-    figures = _direct(study, sites, held_out, outcome.artefact, seed) if held_out is not None else None
+    figures = None
+    if held_out is not None:
+        with listening(lambda what, done, of: watch(Progress(what, done, of, {}))):
+            figures = _direct(study, sites, held_out, outcome.artefact, seed)
     key = out / "signing.pem"
     if not key.exists():
         new_key(key)
@@ -125,7 +136,7 @@ def simulate(
         "epsilon": researcher if math.isfinite(researcher) else None,
         "epsilon_coordinator": coordinator if math.isfinite(coordinator) else None,
         "delta": study.privacy.delta,
-        **{name: _value(chosen, name) for name in ("tvd1", "tvd2", "tstr_auc", "trtr_auc")},
+        **{name: _value(chosen, name) for name in (IMAGE_FIGURES if study.image else ROW_FIGURES)},
         "figures_source": source,
         "figures": {"direct": figures, "federated": outcome.figures},
         "gate": evaluation["gate"],
@@ -133,7 +144,7 @@ def simulate(
         "bundle": str(bundle),
         "report": str(report),
         "notes": list(outcome.artefact.notes),
-        "warnings": _warnings(sites),
+        "warnings": _warnings(study, sites),
     }
 
 
@@ -142,30 +153,53 @@ def _value(figures: dict[str, Any], name: str) -> float | None:
     return None if value is None else round(float(value), 4)
 
 
+def _held_out(study: Study, path: Path, strict: bool) -> Patients:
+    """The hold-out file's records; whose they are matters to no figure."""
+    if study.image:
+        return prepare_images(read_images(path), study, bytes(32), strict=strict).parts["all"]
+    codes = codec.encode(read_table(path), study, strict=strict)[0]
+    return Patients(codes, np.arange(len(codes)))
+
+
 def _direct(
-    study: Study, sites: list[SimulatedSite], held_out: Codes, artefact: Any, seed: int | None
+    study: Study, sites: list[SimulatedSite], held_out: Patients, artefact: Any, seed: int | None
 ) -> dict[str, Any]:
     from medsynx.samplers import open_sampler
 
-    part = "train" if study.evaluation.federated else "all"
-    train = np.concatenate([s.table.parts[part].codes for s in sites])  # type: ignore[index]
+    part: Part = "train" if study.evaluation.federated else "all"
+    real, rng = [s.table.parts[part] for s in sites], np.random.default_rng(seed)
+    train = np.concatenate([p.codes for p in real])
+    if isinstance(held_out, ImagePatients):
+        from evaluation import images
+
+        pixels = np.concatenate([p.images for p in real if isinstance(p, ImagePatients)])
+        painter = open_image_sampler(artefact.sampler, artefact.files, study)
+        return images.figures(
+            painter.classes,
+            images.Images(pixels, train[:, 0]),
+            images.Images(held_out.images, held_out.codes[:, 0]),
+            painter.sample(images.SYNTHETIC, rng),
+        )
     sampler = open_sampler(artefact.sampler, artefact.files, study)
-    return direct.figures(study, train, held_out, sampler.sample(max(len(train), 1000), np.random.default_rng(seed)))
+    return direct.figures(study, train, held_out.codes, sampler.sample(max(len(train), 1000), rng))
 
 
-def _warnings(sites: list[SimulatedSite]) -> list[str]:
+def _warnings(study: Study, sites: list[SimulatedSite]) -> list[str]:
     """What encoding did to the tables, in sentences. Printed by the operator of the simulation, who owns the tables."""
     out = []
     for site in sites:
         report = site.table.report
         if report.dropped_columns:
             out.append(f"{site.name}: not in the dictionary, left out: {', '.join(report.dropped_columns)}")
-        out += [f"{site.name}: {n} cells of {c} out of bounds, clipped" for c, n in report.clipped.items() if n]
+        for column, count in report.clipped.items():
+            what = "images with pixels" if study.image else f"cells of {column}"
+            out += [f"{site.name}: {count} {what} out of bounds, clipped"] if count else []
         out += [
             f"{site.name}: {n} cells of {c} hold no level of the dictionary, counted as other"
             for c, n in report.other.items()
             if n
         ]
+        out += [f"{site.name}: {n} images left out: {why}" for why, n in report.left_out.items() if n]
         if site.table.capped:
             out.append(f"{site.name}: {site.table.capped} records above the cap a patient, left out")
     return out

@@ -24,6 +24,7 @@ STATUS = {
     "gate-closed": 409,
     "file-exists": 409,
     "request-invalid": 422,
+    "not-rows": 422,
     "too-many-requests": 429,
     "server-not-initialised": 503,
 }

@@ -26,17 +26,18 @@ def init(
     name: Annotated[str, typer.Option(help="The site's name: lower case letters, digits, dashes.")],
     table: Annotated[
         Path | None,
-        typer.Option(help="A table to register as data set `table` (CSV or Parquet); images come by `ingest`."),
+        typer.Option(help="A table (CSV, Parquet) or labelled images (NPZ) to register as data set `table`."),
     ] = None,
 ) -> None:
     """Make a site folder with a strict policy (`site.yaml`), a secret key and an empty ledger."""
     from pydantic import ValidationError
 
     from medsynx.tables import read_table
+    from site_agent.images import read_images
     from site_agent.policy import Dataset, SiteFolder, SitePolicy
 
     if table:
-        read_table(table)
+        (read_images if table.suffix == ".npz" else read_table)(table)
     try:
         policy = SitePolicy(site=name, datasets={"table": Dataset(path=table.resolve())} if table else {})
     except ValidationError:
@@ -57,14 +58,13 @@ def check(
 ) -> None:
     """Read the data set by the study's dictionary and show what would be clipped, unseen or missing. Sends nothing."""
     from medsynx.study import load_study
-    from site_agent.datasets import read_dataset
-    from site_agent.ingest import prepare
+    from site_agent.datasets import load_dataset
     from site_agent.policy import SiteFolder, check_policy
 
     folder, manifest = SiteFolder(dir), load_study(study)
     policy = folder.policy()
     check_policy(policy, manifest, dataset)
-    table = prepare(read_dataset(folder, dataset), manifest, folder.key(), strict=strict, site=policy.site)
+    table = load_dataset(folder, dataset, manifest, strict=strict)
     table.require(policy.limits.minimum_patients)
     report = table.report
     if as_json:
@@ -74,6 +74,7 @@ def check(
                 {
                     "patients": table.parts["all"].count,
                     "dropped_columns": report.dropped_columns,
+                    "left_out": report.left_out,
                     **counts,
                     "capped": table.capped,
                 }
@@ -83,6 +84,9 @@ def check(
     typer.echo(f"{table.parts['all'].count} patients, {report.rows} rows; {table.capped} rows above the cap a patient")
     if report.dropped_columns:
         typer.echo(f"not in the dictionary, left out: {', '.join(report.dropped_columns)}")
+    for why, count in report.left_out.items():
+        if count:
+            typer.echo(f"  {count} images left out: {why}")
     for what, by_column in (
         ("out of bounds, clipped", report.clipped),
         ("no level of the dictionary", report.other),

@@ -1,28 +1,62 @@
-"""A registered data set as one table: a file, or the tables of the vault's data set, whose signed report must hold first."""
+"""A registered data set as its study reads it: a file, or the tables of the vault's data set, whose signed report must hold first."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsynx.errors import MedsynxError
 from medsynx.tables import read_table
+from site_agent.images import prepare_images, read_images
+from site_agent.ingest import LocalTable, prepare
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from site_agent.policy import SiteFolder
+    from medsynx.study import Study
+    from site_agent.policy import Dataset, SiteFolder
+
+
+def load_dataset(folder: SiteFolder, name: str, study: Study, *, strict: bool = False) -> LocalTable:
+    """The encoded patients of a registered data set.
+
+    Raises:
+        MedsynxError: those of :func:`read_dataset`, :func:`site_agent.ingest.prepare` and :func:`site_agent.images.prepare_images`.
+    """
+    if study.image is None:
+        return prepare(read_dataset(folder, name), study, folder.key(), strict=strict, site=folder.policy().site)
+    return prepare_images(read_images(_image_file(folder, name)), study, folder.key(), strict=strict)
+
+
+def load_file(path: Path, study: Study, key: bytes, *, strict: bool = False, site: str = "") -> LocalTable:
+    """The encoded patients of a file; see :func:`load_dataset`."""
+    if study.image is None:
+        return prepare(read_table(path), study, key, strict=strict, site=site)
+    return prepare_images(read_images(path), study, key, strict=strict)
+
+
+def _declared(folder: SiteFolder, name: str) -> Dataset:
+    declared = folder.policy().datasets.get(name)
+    if declared is None:
+        raise MedsynxError("policy-refused", f"data set {name} is not registered")
+    return declared
+
+
+def _image_file(folder: SiteFolder, name: str) -> Path:
+    declared = _declared(folder, name)
+    if declared.path is None:
+        raise MedsynxError("images-unreadable", "images of the vault cannot be trained on yet; register an NPZ file")
+    return folder.path / declared.path
 
 
 def read_dataset(folder: SiteFolder, name: str) -> pd.DataFrame:
-    """The records of a registered data set.
+    """The records of a registered data set of tables.
 
     Raises:
         MedsynxError: ``policy-refused`` for a name that is not registered; those of :func:`medsynx.tables.read_table`; for the vault,
             ``dataset-unknown``, ``report-invalid`` when a file or the report is not as it was signed, or ``table-empty``.
     """
-    declared = folder.policy().datasets.get(name)
-    if declared is None:
-        raise MedsynxError("policy-refused", f"data set {name} is not registered")
+    declared = _declared(folder, name)
     if declared.path is not None:
         return read_table(folder.path / declared.path)
     import pandas as pd

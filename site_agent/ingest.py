@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medsynx import codec
 from medsynx.errors import MedsynxError
@@ -38,7 +40,7 @@ class LocalTable:
         capped: records left out because their patient had more than the study's cap.
     """
 
-    parts: dict[Part, Patients]
+    parts: Mapping[Part, Patients]
     report: codec.EncodeReport
     capped: int
 
@@ -63,35 +65,70 @@ def prepare(frame: pd.DataFrame, study: Study, key: bytes, *, strict: bool = Fal
     column = study.by_role("site")
     named = frame.assign(**{column: site}) if column and column not in frame.columns else frame
     codes, report = codec.encode(named, study, strict=strict)
-    names, rows = _names(frame, study, key)
-    cap = study.privacy.max_records_per_patient
+    texts = ["\x1f".join(map(str, row)) for row in frame.itertuples(index=False, name=None)]
+    drawn = draw_lots(texts, _patient_ids(frame, study), key, study.privacy.max_records_per_patient, strict=strict)
+    codes = codes[drawn.kept]
+    parts = {part: Patients(codes[mask], drawn.numbers(mask)) for part, mask in drawn.masks.items()}
+    return LocalTable(parts, report, drawn.capped)
+
+
+@dataclass(frozen=True)
+class Lots:
+    """Which records count, and whose they are.
+
+    Attributes:
+        kept: indices of the records within the cap, in file order.
+        names: keyed name of the patient of each kept record.
+        capped: how many records were left out.
+    """
+
+    kept: list[int]
+    names: list[bytes]
+    capped: int
+
+    @property
+    def masks(self) -> dict[Part, NDArray[np.bool_]]:
+        """The kept records of each part."""
+        holdout = np.array([int.from_bytes(n[:8], "big") / 2**64 < HOLDOUT_SHARE for n in self.names], bool)
+        return {"train": ~holdout, "holdout": holdout, "all": np.ones(len(self.names), bool)}
+
+    def numbers(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Patients of the masked records as numbers from 0."""
+        number: dict[bytes, int] = {}
+        found = [number.setdefault(n, len(number)) for n, m in zip(self.names, mask, strict=True) if m]
+        return np.array(found, np.int64)
+
+
+def draw_lots(texts: Sequence[str], ids: Sequence[str] | None, key: bytes, cap: int, *, strict: bool) -> Lots:
+    """Cap patients by the keyed names of their records.
+
+    Args:
+        texts: what each record holds.
+        ids: whose it is; each record is a patient of its own when None.
+        strict: refuse patients with more records than ``cap``.
+    """
+    earlier: dict[str, int] = {}
+    rows = []
+    for t in texts:
+        earlier[t] = earlier.get(t, -1) + 1
+        rows.append(_keyed(key, f"row\x1e{t}\x1e{earlier[t]}"))
+    names = rows if ids is None else [_keyed(key, f"patient\x1e{i}") for i in ids]
     kept, capped = _cap(names, rows, cap)
     if capped and strict:
         raise MedsynxError("patient-duplicate", f"{capped} records exceed the cap of {cap} a patient")
-    names, codes = [names[i] for i in kept], codes[kept]
-    holdout = np.array([int.from_bytes(n[:8], "big") / 2**64 < HOLDOUT_SHARE for n in names], bool)
-    masks: dict[Part, np.ndarray] = {"train": ~holdout, "holdout": holdout, "all": np.ones(len(names), bool)}
-    parts: dict[Part, Patients] = {part: _group(names, codes, mask) for part, mask in masks.items()}
-    return LocalTable(parts, report, capped)
+    return Lots(kept, [names[i] for i in kept], capped)
 
 
-def _names(frame: pd.DataFrame, study: Study, key: bytes) -> tuple[list[bytes], list[bytes]]:
-    """Keyed name of each row's patient, and of each row."""
-    text = ["\x1f".join(map(str, row)) for row in frame.itertuples(index=False, name=None)]
-    earlier: dict[str, int] = {}
-    rows = []
-    for t in text:
-        earlier[t] = earlier.get(t, -1) + 1
-        rows.append(_keyed(key, f"row\x1e{t}\x1e{earlier[t]}"))
+def _patient_ids(frame: pd.DataFrame, study: Study) -> list[str] | None:
     if study.patient_id is None:
-        return rows, rows
+        return None
     ids = frame[study.patient_id].astype(str).str.strip()
     blank = int((ids.isin(study.missing_values) | frame[study.patient_id].isna()).sum())
     if blank:
         raise MedsynxError(
             "column-missing", f"columns.{study.patient_id}: {blank} of {len(ids)} rows have no patient id"
         )
-    return [_keyed(key, f"patient\x1e{i}") for i in ids], rows
+    return list(ids)
 
 
 def _keyed(key: bytes, text: str) -> bytes:
@@ -107,9 +144,3 @@ def _cap(names: list[bytes], rows: list[bytes], cap: int) -> tuple[list[int], in
         if seen[names[i]] <= cap:
             kept.append(i)
     return sorted(kept), len(rows) - len(kept)
-
-
-def _group(names: list[bytes], codes: codec.Codes, mask: np.ndarray) -> Patients:
-    number: dict[bytes, int] = {}
-    patient = [number.setdefault(n, len(number)) for n, m in zip(names, mask, strict=True) if m]
-    return Patients(codes[mask], np.array(patient, np.int64))

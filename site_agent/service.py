@@ -8,15 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation import federated
-from evaluation.programme import is_evaluation
+from evaluation.programme import evaluation_of, is_evaluation
 from medsynx.errors import MedsynxError
 from medsynx.generators import get_family
 from medsynx.generators.base import Arrays
 from medsynx.wire import Reply, Request
-from site_agent.datasets import read_dataset
+from site_agent.datasets import load_dataset
 from site_agent.door import Door, Mask, Permit
-from site_agent.ingest import LocalTable, prepare
+from site_agent.ingest import LocalTable
 from site_agent.policy import SiteFolder
 from site_agent.secure_sum import SecureSums
 
@@ -87,7 +86,7 @@ class SiteService:
         study, priced = permit.study, permit.step
         table = self.table(permit)
         table.require(self.folder.policy().limits.minimum_patients)
-        family = federated.Evaluation() if is_evaluation(priced.step) else get_family(study.family.name)
+        family = evaluation_of(study) if is_evaluation(priced.step) else get_family(study.family.name)
         kept = self._kept(request.run)
         contribution = family.contribute(study, priced, request.state, table.parts[priced.step.part], kept)
         cargo = self.door.release(permit, contribution, mask)
@@ -99,8 +98,7 @@ class SiteService:
         """The permit's data set, encoded for its study; kept for the next step of the same study."""
         at = (permit.study.digest, permit.dataset)
         if self._table is None or self._table[0] != at:
-            frame, site = read_dataset(self.folder, permit.dataset), self.folder.policy().site
-            self._table = (at, prepare(frame, permit.study, self.folder.key(), strict=self.strict, site=site))
+            self._table = (at, load_dataset(self.folder, permit.dataset, permit.study, strict=self.strict))
         return self._table[1]
 
     def _kept(self, run: str) -> Arrays:

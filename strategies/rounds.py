@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from evaluation import federated
-from evaluation.programme import priced_plan
+from evaluation import federated, federated_images
+from evaluation.programme import evaluation_of, priced_plan
 from medsynx.codec import Codes
 from medsynx.errors import MedsynxError
 from medsynx.generators import get_family
 from medsynx.generators.averaging import weights_of
 from medsynx.generators.base import Arrays, Artefact, Family, State, Total
+from medsynx.image_samplers import Images, open_image_sampler
 from medsynx.plan import Plan, PricedStep
+from medsynx.progress import listening
 from medsynx.samplers import open_sampler
 from medsynx.study import Study
 from medsynx.wire import Reply, Request
@@ -30,6 +32,7 @@ from strategies.federation import Answer, Federation
 from strategies.secure_sum import SecureSum, TooFew
 
 JUDGED_ROWS = 20_000  #: synthetic rows drawn at the coordinator for the evaluation
+SHOWN_IMAGES = 10  #: synthetic images of each class drawn for the report
 
 
 class QuorumLost(MedsynxError):
@@ -54,7 +57,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a watcher sees while a run goes on."""
+    """What a watcher sees while a run goes on: ``round`` of ``rounds`` steps, exchanges or the training at the coordinator."""
 
     step: str
     round: int
@@ -64,13 +67,13 @@ class Progress:
 
 @dataclass
 class Outcome:
-    """A finished run."""
+    """A finished run; ``synthetic`` is what its report judges or shows."""
 
     run: str
     study: Study
     plan: Plan
     artefact: Artefact
-    synthetic: Codes
+    synthetic: Codes | Images
     figures: dict[str, Any] | None
     judged: State | None
     private: bool
@@ -133,16 +136,26 @@ class Run:
         trained, judging = self._resume()
         if judging is None:
             trained = self._phase(family, trained)
-        artefact = family.export(self.study, trained)
-        if self.synthetic is None:
-            sampler = open_sampler(artefact.sampler, artefact.files, self.study)
-            self.synthetic = sampler.sample(JUDGED_ROWS, np.random.default_rng())
-        synthetic = self.synthetic
+        with listening(lambda what, done, of: self.watch(Progress(what, done, of, {}))):
+            artefact = family.export(self.study, trained)
         figures, judged = None, None
-        if self.study.evaluation.federated:
-            begun = judging or federated.start(self.study, synthetic)
-            judged = self._phase(federated.Evaluation(), begun, trained)
-            figures = federated.figures(self.study, judged, synthetic)
+        federated_too, evaluation = self.study.evaluation.federated, evaluation_of(self.study)
+        synthetic: Codes | Images
+        if self.study.image:
+            painter, rng = open_image_sampler(artefact.sampler, artefact.files, self.study), np.random.default_rng()
+            synthetic = painter.of(np.repeat(painter.made, SHOWN_IMAGES), rng)
+            if federated_too:
+                learned = painter.sample(federated_images.JUDGED_IMAGES, rng)
+                judged = self._phase(evaluation, judging or federated_images.start(self.study, learned), trained)
+                figures = federated_images.figures(self.study, judged)
+        else:
+            if self.synthetic is None:
+                sampler = open_sampler(artefact.sampler, artefact.files, self.study)
+                self.synthetic = sampler.sample(JUDGED_ROWS, np.random.default_rng())
+            synthetic = self.synthetic
+            if federated_too:
+                judged = self._phase(evaluation, judging or federated.start(self.study, synthetic), trained)
+                figures = federated.figures(self.study, judged, synthetic)
         return Outcome(
             self.name,
             self.study,
@@ -156,7 +169,12 @@ class Run:
             time.monotonic() - began,
         )
 
-    def _phase(self, family: Family | federated.Evaluation, state: State, trained: State | None = None) -> State:
+    def _phase(
+        self,
+        family: Family | federated.Evaluation | federated_images.Evaluation,
+        state: State,
+        trained: State | None = None,
+    ) -> State:
         """Exchanges until the family needs no more. ``trained``: the generator's state, while it is being judged."""
         while (step := family.next_step(self.study, state)) is not None:
             priced = self.plan.find(step.name)
@@ -185,7 +203,7 @@ class Run:
         self.rounds, self.private = [Round(**r) for r in held.facts["rounds"]], held.facts["private"]
         if held.facts["trained"] is None:
             return held.state, None
-        self.synthetic = held.arrays["synthetic"]
+        self.synthetic = held.arrays.get("synthetic")  # images are drawn anew: their classifier is in the state
         arrays = {n.removeprefix("trained."): a for n, a in held.arrays.items() if n.startswith("trained.")}
         return State(arrays, held.facts["trained"]), held.state
 

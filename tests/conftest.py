@@ -59,3 +59,30 @@ def raw_study() -> dict:
 def study(raw_study: dict) -> Study:
     """The small study, parsed."""
     return parse_study(raw_study)
+
+
+RAW_IMAGE_STUDY = {
+    "manifest": 1,
+    "name": "stripes",
+    "image": {"shape": [12, 12, 1], "intensity": [0, 255], "classes": ["flat", "upright"]},
+    "family": {"name": "moments", "parameters": {"frequencies": 4}},
+    "privacy": {"epsilon": 4.0, "delta": 1e-5},
+    "rounds": {"quorum": 2, "deadline_seconds": 60},
+    "evaluation": {"federated": False},
+}
+
+
+def stripes(images: int, seed: int, size: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    """Grey stripes of any phase, lying (0) or standing (1): uint8 images and their labels."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 2, images)
+    wave = np.sin(np.arange(size) * 12 / size * 0.9 + rng.uniform(0, 2, (images, 1)))
+    lying = np.repeat((110 + 80 * wave)[:, :, None], size, axis=2) + rng.normal(0, 8, (images, size, size))
+    pixels = np.where(label[:, None, None] == 1, lying.transpose(0, 2, 1), lying)
+    return np.clip(pixels, 0, 255).astype(np.uint8), label
+
+
+@pytest.fixture
+def image_study() -> Study:
+    """The stripes study, parsed."""
+    return parse_study(RAW_IMAGE_STUDY)

@@ -80,8 +80,8 @@ def run(options: argparse.Namespace) -> None:
 
 def score(options: argparse.Namespace) -> None:
     from evaluation import fidelity, utility
-    from evaluation.target import target
     from medsynx import codec
+    from medsynx.target import target
 
     study, train, holdout = split(options.study, options.seed)
     held = np.load(options.rows)

@@ -26,12 +26,12 @@ import numpy as np
 import pandas as pd
 
 from evaluation import utility
-from evaluation.target import target
 from medsynx import codec
 from medsynx.bundle import read_bundle
 from medsynx.samplers import bundle_sampler
 from medsynx.study import Study, load_study, parse_study
 from medsynx.tables import read_table
+from medsynx.target import target
 from onehost.simulate import simulate
 
 ROOT = Path(__file__).parents[2]

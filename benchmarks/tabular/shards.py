@@ -22,12 +22,12 @@ import pandas as pd
 from federated import AFTER, FILES, ROOT, deal
 
 from evaluation import fidelity, utility
-from evaluation.target import target
 from medsynx import codec
 from medsynx.bundle import read_bundle
 from medsynx.samplers import bundle_sampler
 from medsynx.study import Study, load_study, parse_study
 from medsynx.tables import read_table
+from medsynx.target import target
 from onehost.simulate import simulate
 
 

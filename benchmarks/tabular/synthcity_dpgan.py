@@ -17,8 +17,8 @@ import pandas as pd
 from aim import split
 
 from evaluation import fidelity, utility
-from evaluation.target import target
 from medsynx import codec
+from medsynx.target import target
 
 
 def main() -> None:

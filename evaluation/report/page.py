@@ -9,6 +9,17 @@ from evaluation.report import plots
 FIGURES = {
     "tstr_auc": ("AUC, trained on synthetic", "A model that only saw synthetic patients, tested on real ones."),
     "trtr_auc": ("AUC, trained on real", "The same learner trained on real patients: the ceiling."),
+    "tstr_balanced_accuracy": (
+        "Balanced accuracy, trained on synthetic",
+        "Mean share of each class that is recognised.",
+    ),
+    "trtr_balanced_accuracy": ("Balanced accuracy, trained on real", "The same learner trained on real patients."),
+    "tstr_accuracy": ("Accuracy, trained on synthetic", "Share of images whose class is recognised."),
+    "trtr_accuracy": ("Accuracy, trained on real", "The same learner trained on real patients."),
+    "frechet": (
+        "Frechet distance",
+        "Between Gaussians of synthetic and real images in the space of a fixed random network; 0 is alike.",
+    ),
     "tvd1": ("Distance, single columns", "Mean total variation distance; 0 is identical, 1 is disjoint."),
     "tvd2": ("Distance, pairs of columns", "Mean total variation distance over pairs of columns."),
     "km": (
@@ -35,6 +46,7 @@ ABSENT: dict[str, Any] = {
     "columns": [],
     "pairs": [],
     "survival": {},
+    "images": [],
     "rounds": [],
     "sites": [],
     "privacy": {},
@@ -75,11 +87,7 @@ def render(evaluation: dict[str, Any]) -> str:
 
 
 def _cards(figures: dict[str, Any]) -> list[tuple[str, str, dict[str, Any] | None]]:
-    return (
-        [(t, note, figures.get(key)) for key, (t, note) in FIGURES.items() if key != "km" or key in figures]
-        if figures
-        else []
-    )
+    return [(title, note, figures[key]) for key, (title, note) in FIGURES.items() if key in figures]
 
 
 def _check(check: dict[str, Any], figure: dict[str, Any]) -> dict[str, Any]:

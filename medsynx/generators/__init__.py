@@ -10,7 +10,11 @@ from medsynx.generators.base import Family
 FAMILIES: dict[str, str] = {
     "marginals": "medsynx.generators.marginals:Marginals",
     "dp-gan": "medsynx.generators.dp_gan:DpGan",
+    "mean-embedding": "medsynx.generators.mean_embedding:MeanEmbedding",
+    "moments": "medsynx.generators.moments:Moments",
 }
+#: those that make images; the others make tables
+IMAGE_FAMILIES = frozenset({"mean-embedding", "moments"})
 
 
 def get_family(name: str) -> Family:

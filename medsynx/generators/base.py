@@ -52,6 +52,17 @@ class Patients:
 
 
 @dataclass(frozen=True)
+class ImagePatients(Patients):
+    """The same for images: ``codes`` has one column, the position of the image's class.
+
+    Attributes:
+        images: float32 in 0..1, shape (rows, channels, height, width), the study's size.
+    """
+
+    images: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Contribution:
     """Raw result of one step at one site.
 

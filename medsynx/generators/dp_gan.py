@@ -1,55 +1,86 @@
-"""``dp-gan``: a generator trained against critics that never leave their hospitals, averaged over rounds.
+"""``dp-gan``: a generator trained against critics that learn from noised gradients only.
 
-Each site keeps its own critic, trained with DP-SGD (:mod:`medsynx.generators.dp_gan_training`), and trains the shared generator against it. The
-generator only ever sees the critic, so it is post-processing of a DP mechanism and its weights may leave. This module needs no torch.
+First the single columns are summed (``margins``): the generator starts from them, as independent columns, and is held near them. Then it learns
+how columns hang together, in one of two ways (``gradients``):
+
+- ``local``: each site trains a critic of its own with DP-SGD (:mod:`medsynx.generators.dp_gan_training`) and the shared generator against it. The
+  critic stays; the generator's weights leave and are averaged. Few exchanges; each site's noise is all its own.
+- ``summed``: there is one public critic. In each exchange a Poisson sample of every site's patients gives clipped gradients, as bounded integers
+  (:mod:`medsynx.generators.dp_gan_sum`), to a sum that is noised once over all sites: DP-SGD on the union. The coordinator does the rest.
+
+A generator only ever sees a critic, so it is post-processing of a DP mechanism. This module needs no torch.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from medsynx import codec
+from medsynx.generators import dp_gan_sum
 from medsynx.generators.averaging import Centre, Server, advance, weights_of
 from medsynx.generators.base import Arrays, Artefact, Contribution, Patients, State, Total
+from medsynx.generators.graphical.query import Query
+from medsynx.generators.table_sum import TableSum
 from medsynx.plan import PricedStep, Sampling, Step
 from medsynx.study import Study
+
+MARGINS = "margins"
+MARGINS_SHARE = 0.1  #: of the family's budget
+ROUNDS = {"local": 5, "summed": 200}
 
 
 class Parameters(BaseModel):
     """Training settings; all public.
 
     Attributes:
-        rounds: exchanges with the sites.
-        critic_steps: noisy critic steps a round; the generator steps once every ``generator_every`` of them.
+        gradients: ``local`` or ``summed``, see the module.
+        rounds: exchanges with the sites after the first; 5 of them (``local``) or 200 (``summed``) when omitted.
+        critic_steps: noisy critic steps a round (``local``; in ``summed`` a round is one step).
+        generator_every: critic steps to one of the generator (``local``).
+        generator_steps: generator steps to one of the critic (``summed``).
         sample_rate: chance of each patient to be in a critic step's batch.
-        batch: public size of a batch of fakes, and the constant the noised gradient is divided by (never the private batch size).
-        clip_norm: bound of one patient's gradient.
-        hidden: width of the hidden layers.
+        batch: fakes of a step.
+        clip_norm: bound of one patient's gradient; fakes are clipped alike.
+        hidden: width of the generator's hidden layers.
+        critic_hidden: width of the critic's. In ``summed`` its weights are what leaves a site each round.
         latent: numbers of noise the generator starts from.
-        learning_rate: of both networks (Adam).
-        centre: how the sites' weights become one; ``median`` and ``trimmed-mean`` hold against a minority of bad sites.
-        server: the coordinator's step towards it: FedAvg, FedAvgM or FedAdam.
+        generator_rate, critic_rate: learning rates (Adam), held for half of the training and faded out in the other.
+        critic_decay: weight decay of the critic (AdamW): what it learnt from noise is forgotten again.
+        average: decay of the running mean of the generator's weights, which is what is published.
+        centre: how the sites' weights become one (``local``); ``median`` and ``trimmed-mean`` hold against a minority of bad sites.
+        server: the coordinator's step towards it (``local``): FedAvg, FedAvgM or FedAdam.
         server_rate: length of that step.
-        proximal: FedProx (Li et al. 2020): weight of half the squared distance to the shared generator in a site's loss.
+        proximal: FedProx (Li et al. 2020): weight of half the squared distance to the shared generator in a site's loss (``local``).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    rounds: int = Field(default=5, ge=1, le=200)
-    critic_steps: int = Field(default=300, ge=1, le=10_000)
-    generator_every: int = Field(default=3, ge=1, le=100)
-    sample_rate: float = Field(default=0.05, gt=0, le=1)
-    batch: int = Field(default=64, ge=8, le=4096)
+    gradients: Literal["local", "summed"] = "local"
+    rounds: int | None = Field(default=None, ge=1, le=2000)
+    critic_steps: int = Field(default=200, ge=1, le=10_000)
+    generator_every: int = Field(default=1, ge=1, le=100)
+    generator_steps: int = Field(default=3, ge=1, le=100)
+    sample_rate: float = Field(default=0.2, gt=0, le=1)
+    batch: int = Field(default=256, ge=8, le=4096)
     clip_norm: float = Field(default=1.0, gt=0, le=100)
-    hidden: int = Field(default=96, ge=8, le=1024)
-    latent: int = Field(default=48, ge=2, le=512)
-    learning_rate: float = Field(default=1e-3, gt=0, le=0.1)
+    hidden: int = Field(default=128, ge=8, le=1024)
+    critic_hidden: int = Field(default=32, ge=4, le=1024)
+    latent: int = Field(default=32, ge=2, le=512)
+    generator_rate: float = Field(default=1e-3, gt=0, le=0.1)
+    critic_rate: float = Field(default=0.016, gt=0, le=0.1)
+    critic_decay: float = Field(default=2.0, ge=0, le=50)
+    average: float = Field(default=0.97, ge=0, lt=1)
     centre: Centre = "mean"
     server: Server = "average"
     server_rate: float = Field(default=1.0, gt=0, le=10)
     proximal: float = Field(default=0.0, ge=0, le=100)
+
+    @property
+    def exchanges(self) -> int:
+        """Rounds of the training."""
+        return self.rounds or ROUNDS[self.gradients]
 
 
 def shapes(study: Study) -> dict[str, tuple[int, ...]]:
@@ -70,8 +101,12 @@ def shapes(study: Study) -> dict[str, tuple[int, ...]]:
     }
 
 
-def initial_weights(study: Study) -> Arrays:
-    """Where every site and the coordinator start: a public draw seeded by the study's digest. No privacy rests on it."""
+def initial_weights(study: Study, margins: list[float] | None = None) -> Arrays:
+    """Where every site and the coordinator start: a public draw seeded by the study's digest, on which no privacy rests.
+
+    Args:
+        margins: the measured columns, each adding up to 1, one after the other: the generator then starts near them.
+    """
     rng = np.random.default_rng(int(study.digest[:16], 16))
     out: Arrays = {}
     for name, shape in shapes(study).items():
@@ -81,7 +116,15 @@ def initial_weights(study: Study) -> Arrays:
             out[name] = rng.normal(0, (2 / shape[1]) ** 0.5 if name != "out.weight" else 0.05, shape).astype(np.float32)
         else:
             out[name] = np.zeros(shape, np.float32)
+    if margins is not None:
+        out["out.bias"] = np.log(np.asarray(margins) + 1e-5).astype(np.float32)
     return out
+
+
+def columns(study: Study) -> TableSum:
+    """The tables of the first step: every column alone."""
+    sizes = codec.sizes(study)
+    return TableSum([Query.full(sizes, (j,)) for j in range(len(sizes))])
 
 
 class DpGan:
@@ -92,44 +135,86 @@ class DpGan:
         return Parameters.model_validate(raw)
 
     def plan(self, study: Study) -> tuple[Step, ...]:
-        """One model-update a round."""
-        p = self.parameters(study.family.parameters)
-        size = sum(int(np.prod(s)) for s in shapes(study).values())
-        sampling = Sampling(p.sample_rate, p.critic_steps)
-        return tuple(
-            Step(f"round {k}", "model-update", "train", size, 0.0, sampling=sampling) for k in range(1, p.rounds + 1)
-        )
+        """The columns alone, then one model-update or one sum of gradients a round."""
+        p, tables = self.parameters(study.family.parameters), columns(study)
+        first = Step(MARGINS, "secure-sum", "train", tables.size, MARGINS_SHARE, tables.sensitivity(study.privacy))
+        if p.gradients == "summed":
+            size, sampling = dp_gan_sum.size(sum(codec.sizes(study)), p.critic_hidden), Sampling(p.sample_rate, 1)
+            rounds = [
+                Step(f"round {k}", "secure-sum", "train", size, 0.0, dp_gan_sum.SENSITIVITY, sampling)
+                for k in range(1, p.exchanges + 1)
+            ]
+        else:
+            size, sampling = (
+                sum(int(np.prod(s)) for s in shapes(study).values()),
+                Sampling(p.sample_rate, p.critic_steps),
+            )
+            rounds = [
+                Step(f"round {k}", "model-update", "train", size, 0.0, sampling=sampling)
+                for k in range(1, p.exchanges + 1)
+            ]
+        return (first, *rounds)
 
     def next_step(self, study: Study, state: State) -> Step | None:
-        """The round after the last combined one."""
-        steps, done = self.plan(study), int(state.facts.get("rounds", 0))
+        """The columns, then the round after the last combined one."""
+        steps = self.plan(study)
+        done = 1 + int(state.facts["rounds"]) if "rounds" in state.facts else 0
         return steps[done] if done < len(steps) else None
 
     def contribute(
         self, study: Study, priced: PricedStep, state: State, patients: Patients, keep: Arrays
     ) -> Contribution:
-        """Train at the site: the generator's weights leave, the critic stays."""
+        """Counts of columns; clipped gradients of the public critic; or a generator trained at the site, whose critic stays."""
+        p = self.parameters(study.family.parameters)
+        if priced.step.name == MARGINS:
+            return Contribution({"sum": columns(study).count(patients, study.privacy)})
+        if p.gradients == "summed":
+            return Contribution({"sum": dp_gan_sum.sampled_sum(study, p, priced, state.arrays, patients)})
         from medsynx.generators.dp_gan_training import train
 
-        weights = weights_of(state.arrays) or initial_weights(study)
+        weights = weights_of(state.arrays)
         if {n: a.shape for n, a in weights.items()} != shapes(study):
             raise ValueError("the generator does not have the study's shape")
-        generator, critic = train(study, self.parameters(study.family.parameters), priced, weights, patients, keep)
+        generator, critic = train(study, p, priced, state, weights, patients, keep)
         return Contribution(generator, keep=critic)
 
     def combine(self, study: Study, priced: PricedStep, state: State, total: Total) -> State:
-        """One step of the coordinator's optimiser starts the next round."""
+        """The columns start the generator; then one step of the coordinator's optimiser a round."""
         p = self.parameters(study.family.parameters)
-        arrays = advance(state.arrays or initial_weights(study), total.arrays, p.server, p.server_rate)
-        return State(arrays, {"rounds": int(state.facts.get("rounds", 0)) + 1})
+        if priced.step.name == MARGINS:
+            facts = measured(study, total)
+            weights = initial_weights(study, facts["margins"])
+            if p.gradients == "summed":
+                weights = dp_gan_sum.start(study, p, weights)
+            return State(weights, facts)
+        facts = {**state.facts, "rounds": int(state.facts["rounds"]) + 1}
+        if p.gradients == "summed":
+            from medsynx.generators.dp_gan_coordinator import learn
+
+            return State(learn(study, p, state, total), facts)
+        return State(advance(state.arrays, total.arrays, p.server, p.server_rate), facts)
 
     def export(self, study: Study, state: State) -> Artefact:
         """The generator as ONNX: ``z`` (rows, latent) to logits (rows, sum of sizes)."""
         p = self.parameters(study.family.parameters)
-        model = to_onnx(weights_of(state.arrays), p.latent, sum(codec.sizes(study)))
+        weights = dp_gan_sum.published(state.arrays) if p.gradients == "summed" else weights_of(state.arrays)
+        model = to_onnx(weights, p.latent, sum(codec.sizes(study)))
         return Artefact(
             {"generator.onnx": model}, {"kind": "onnx-softmax", "file": "generator.onnx", "latent": p.latent}
         )
+
+
+def measured(study: Study, total: Total) -> dict[str, Any]:
+    """What the first step tells: ``margins`` (each column adds up to 1), about how many ``patients`` there are, over how many ``sites``."""
+    found = [np.maximum(m.values.ravel(), 0) for m in columns(study).measurements(total.arrays["sum"], total.noise_std)]
+    margins = [(v / v.sum() if v.sum() > 0 else np.full(len(v), 1 / len(v))).tolist() for v in found]
+    records = float(np.median([v.sum() for v in found]))
+    return {
+        "margins": [x for column in margins for x in column],
+        "patients": max(1.0, records),
+        "sites": total.sites,
+        "rounds": 0,
+    }
 
 
 def to_onnx(weights: Arrays, latent: int, width: int) -> bytes:

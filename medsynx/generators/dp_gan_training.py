@@ -17,16 +17,26 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleModule
 from opacus.optimizers import DPOptimizer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from medsynx import codec
-from medsynx.generators.base import Arrays, Patients
+from medsynx.generators.base import Arrays, Patients, State
 from medsynx.generators.dp_gan import Parameters
+from medsynx.generators.dp_gan_networks import (
+    BETAS,
+    Generator,
+    faded,
+    fake_rows,
+    make_critic,
+    plain,
+    pull_to_margins,
+    set_rate,
+    tensors,
+)
 from medsynx.plan import PricedStep
 from medsynx.study import Study
-
-TEMPERATURE = 0.7  #: of the Gumbel softmax
 
 # torch tells that Opacus' hooks fire on a first layer whose input needs no gradient; that is how they are meant here.
 warnings.filterwarnings("ignore", message="Full backward hook is firing")
@@ -70,34 +80,22 @@ class SecretNoiseOptimizer(DPOptimizer):
             p.grad = (p.summed_grad + noise).view_as(p)
 
 
-class Generator(nn.Module):
-    """``z`` to one block of logits a column."""
-
-    def __init__(self, latent: int, hidden: int, width: int) -> None:
-        super().__init__()
-        self.add_module("in", nn.Linear(latent, hidden))
-        self.norm1, self.mid = nn.LayerNorm(hidden), nn.Linear(hidden, hidden)
-        self.norm2, self.out = nn.LayerNorm(hidden), nn.Linear(hidden, width)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """(rows, latent) to (rows, width)."""
-        h = F.relu(self.norm1(self.get_submodule("in")(z)))
-        out: Tensor = self.out(F.relu(self.norm2(self.mid(h))))
-        return out
+def patient_rows(patient: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """``(order, first, count)``: an order of the rows in which a patient's lie together, and where each patient's start and how many there are."""
+    order = np.argsort(patient, kind="stable")
+    count = np.bincount(patient).astype(np.int64)
+    return order, np.cumsum(count) - count, count
 
 
-def make_critic(width: int, hidden: int) -> nn.Sequential:
-    """One-hot row to one logit: positive for real."""
-    return nn.Sequential(
-        nn.Linear(width, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, 1)
-    )
-
-
-def fake_rows(logits: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """A differentiable one-hot draw of each column (straight-through Gumbel softmax)."""
-    return torch.cat(
-        [F.gumbel_softmax(block, TEMPERATURE, hard=True) for block in logits.split(list(sizes), dim=1)], dim=1
-    )
+def poisson_sample(
+    secret: SecretNoise, first: NDArray[np.int64], count: NDArray[np.int64], rate: float
+) -> NDArray[np.int64]:
+    """Rows of a Poisson sample of patients, one row a patient, chosen at random among its own. Who joined is as secret as the noise."""
+    joined = np.flatnonzero(secret.uniform(len(first)) <= rate)
+    if not len(joined):
+        return joined
+    lent = np.floor((1 - secret.uniform(len(joined))) * count[joined]).astype(np.int64)
+    return first[joined] + lent
 
 
 class CriticTrainer:
@@ -105,33 +103,40 @@ class CriticTrainer:
 
     Args:
         noise_multiplier: noise standard deviation / clip norm; 0 switches noise off (tests).
+        expected: public number of patients a batch is expected to hold, by which the noised sum is divided; ``p.batch`` when omitted.
     """
 
-    def __init__(self, width: int, p: Parameters, noise_multiplier: float) -> None:
-        self.secret = SecretNoise()
-        self.critic = GradSampleModule(make_critic(width, p.hidden), loss_reduction="mean")
+    def __init__(self, width: int, p: Parameters, noise_multiplier: float, expected: float | None = None) -> None:
+        self.secret, self.clip_norm = SecretNoise(), p.clip_norm
+        self.critic = GradSampleModule(make_critic(width, p.critic_hidden), loss_reduction="mean")
+        self.critic.disable_hooks()  # but for the two passes of a step: a stray forward pass would confuse Opacus' count
         self.parameters = [q for q in self.critic.parameters() if q.requires_grad]
         self.optimizer = SecretNoiseOptimizer(
-            torch.optim.Adam(self.parameters, lr=p.learning_rate, betas=(0.5, 0.9)),
+            torch.optim.AdamW(self.parameters, lr=p.critic_rate, betas=BETAS, weight_decay=p.critic_decay),
             self.secret,
             noise_multiplier=noise_multiplier,
             max_grad_norm=p.clip_norm,
-            expected_batch_size=p.batch,
+            expected_batch_size=p.batch if expected is None else expected,
             loss_reduction="mean",
         )
 
     def sample(self, first: NDArray[np.int64], count: NDArray[np.int64], rate: float) -> NDArray[np.int64]:
-        """Rows of a Poisson sample of patients, one row a patient. ``first`` and ``count`` say where a patient's rows lie."""
-        joined = np.flatnonzero(self.secret.uniform(len(first)) <= rate)
-        if not len(joined):
-            return joined
-        lent = np.floor((1 - self.secret.uniform(len(joined))) * count[joined]).astype(np.int64)
-        return first[joined] + lent
+        """See :func:`poisson_sample`."""
+        return poisson_sample(self.secret, first, count, rate)
 
     def step(self, real: Tensor, fake: Tensor) -> None:
-        """One noisy step. ``real`` (patients in the batch, width) may be empty: the step is then noise and fakes alone."""
+        """One noisy step. ``real`` (patients in the batch, width) may be empty: the step is then noise and fakes alone.
+
+        Each fake is clipped as a patient is: where generator and patients agree, the two gradients cancel whatever the clipping did.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         self.critic.enable_hooks()
+        F.softplus(self.critic(fake)).mean().backward()
+        each = [q.grad_sample for q in self.parameters]
+        norm = torch.stack([g.flatten(1).norm(dim=1) for g in each]).norm(dim=0)
+        scale = (self.clip_norm / norm.clamp_min(1e-12)).clamp_max(1) / len(fake)
+        on_fakes = [torch.einsum("n,n...->...", scale, g) for g in each]
+        self.optimizer.zero_grad(set_to_none=True)
         if len(real):
             F.softplus(-self.critic(real)).mean().backward()
         else:
@@ -139,46 +144,52 @@ class CriticTrainer:
                 q.grad_sample = torch.zeros((0, *q.shape))
         self.optimizer.pre_step()  # clip each patient, add noise, divide by the public batch size
         self.critic.disable_hooks()
-        on_fakes = torch.autograd.grad(F.softplus(self.critic(fake)).mean(), self.parameters)
         for q, gradient in zip(self.parameters, on_fakes, strict=True):
             q.grad = q.grad + gradient
         self.optimizer.original_optimizer.step()
 
 
 def train(
-    study: Study, p: Parameters, priced: PricedStep, weights: Arrays, patients: Patients, keep: Arrays
+    study: Study, p: Parameters, priced: PricedStep, state: State, weights: Arrays, patients: Patients, keep: Arrays
 ) -> tuple[Arrays, Arrays]:
     """One round at one site.
 
     Args:
+        state: public; says which round this is and what the single columns look like.
         weights: the shared generator.
         keep: this site's critic of the round before, or empty.
 
     Returns:
-        The trained generator and the critic, float32 by name.
+        The trained generator (its running mean over the last steps) and the critic, float32 by name.
     """
     assert priced.step.sampling is not None
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     torch.manual_seed(int.from_bytes(os.urandom(4), "big"))  # fakes only; privacy noise is SecretNoise's
-    sizes = codec.sizes(study)
-    order = np.argsort(patients.patient, kind="stable")
+    sizes, rate, steps = codec.sizes(study), priced.step.sampling.rate, priced.step.sampling.iterations
+    margins = torch.tensor(state.facts["margins"])
+    order, first, count = patient_rows(patients.patient)
     rows = torch.from_numpy(codec.to_onehot(patients.codes[order], study))
-    count = np.bincount(patients.patient) if len(order) else np.zeros(0, np.int64)
-    first = np.concatenate([[0], np.cumsum(count)[:-1]]).astype(np.int64) if len(count) else np.zeros(0, np.int64)
 
     generator = Generator(p.latent, p.hidden, sum(sizes))
-    generator.load_state_dict({n: torch.from_numpy(np.array(a, np.float32)) for n, a in weights.items()})
+    generator.load_state_dict(tensors(weights))
     shared = {n: q.detach().clone() for n, q in generator.named_parameters()}
-    trainer = CriticTrainer(sum(sizes), p, priced.noise_multiplier)
+    mean = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(p.average))
+    expected = max(1.0, rate * float(state.facts["patients"]) / int(state.facts["sites"]))
+    trainer = CriticTrainer(sum(sizes), p, priced.noise_multiplier, expected)
     if keep:
-        trainer.critic.load_state_dict({n: torch.from_numpy(a) for n, a in keep.items()})
-    ahead = torch.optim.Adam(generator.parameters(), lr=p.learning_rate, betas=(0.5, 0.9))
-    for number in range(1, priced.step.sampling.iterations + 1):
+        trainer.critic.load_state_dict(tensors(keep))
+    ahead = torch.optim.Adam(generator.parameters(), lr=p.generator_rate, betas=BETAS)
+    for number in range(1, steps + 1):
+        done = (int(state.facts["rounds"]) + number / steps) / p.exchanges
+        set_rate(trainer.optimizer.original_optimizer, faded(p.critic_rate, done))
+        set_rate(ahead, faded(p.generator_rate, done))
         with torch.no_grad():
             fake = fake_rows(generator(torch.randn(p.batch, p.latent)), sizes)
-        trainer.step(rows[trainer.sample(first, count, priced.step.sampling.rate)], fake)
+        trainer.step(rows[trainer.sample(first, count, rate)], fake)
         if number % p.generator_every == 0:
-            loss = F.softplus(-trainer.critic(fake_rows(generator(torch.randn(2 * p.batch, p.latent)), sizes))).mean()
+            logits = generator(torch.randn(p.batch, p.latent))
+            loss = F.softplus(-trainer.critic(fake_rows(logits, sizes))).mean()
+            loss = loss + pull_to_margins(logits, sizes, margins)
             if p.proximal:
                 loss = loss + p.proximal / 2 * sum(
                     ((q - shared[n]) ** 2).sum() for n, q in generator.named_parameters()
@@ -186,8 +197,5 @@ def train(
             ahead.zero_grad()
             loss.backward()
             ahead.step()
-    return _plain(generator), _plain(trainer.critic)
-
-
-def _plain(module: nn.Module) -> Arrays:
-    return {n: t.detach().numpy().astype(np.float32) for n, t in module.state_dict().items()}
+            mean.update_parameters(generator)
+    return plain(mean.module), plain(trainer.critic)

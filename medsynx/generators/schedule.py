@@ -27,12 +27,16 @@ from medsynx.generators.graphical.select import all_pairs
 from medsynx.generators.table_sum import NORM, TableSum
 from medsynx.privacy import gaussian_multiplier
 from medsynx.study import Study
+from medsynx.target import target
 
 Course = Literal["pairs", "halves", "star"]
 ONE_WAY = 0.1  #: share of the 1-way tables beside all pairs, which carry 1-way information too
 AGAIN = 0.4  #: share of the second round of ``pairs``
 MARGINS, HALVES = 0.15, 0.25  #: shares of the first two rounds of ``halves``
 STAR_ONE_WAY = 0.3
+DROWNED = (
+    0.5  #: a pair table of the first round is coarsened while noise alone would misplace this share of the records
+)
 CLIQUE_CELLS = 8192  #: most cells of the chosen cliques of ``pairs``
 HALVES_BEYOND = (
     0.25  #: expected share of records that noise alone misplaces in a pair table, above which ``halves`` does better
@@ -64,7 +68,7 @@ class Schedule:
         self.multiplier = (
             gaussian_multiplier(study.privacy.epsilon, study.privacy.delta) * study.privacy.records_counted
         )
-        self.starts = coarse_starts(study, cell_budget)
+        self.bins = Bins(study, cell_budget)
         self.masks = masks(study)
         self.course, self.reason = self._choose()
 
@@ -113,7 +117,8 @@ class Schedule:
         if self.course == "halves":
             return TableSum(one)
         if self.course == "pairs":
-            two = [Query(p, tuple(self.starts[a] for a in p), tuple(self.sizes[a] for a in p)) for p in self.pairs]
+            telling = DROWNED / self.misplaced(1, len(self.pairs), (1 - AGAIN) * (1 - ONE_WAY))
+            two = [Query(p, self.bins.pair(p, telling), tuple(self.sizes[a] for a in p)) for p in self.pairs]
             share = ONE_WAY
             two += [Query.full(self.sizes, self.survival)] * (len(self.survival) == 3)
         else:
@@ -171,28 +176,50 @@ class Schedule:
         return TableSum([Query.full(self.sizes, s) for s in found], size=self.clique_cells)
 
 
-def coarse_starts(study: Study, cell_budget: int) -> list[tuple[int, ...]]:
-    """First codes of each column's groups, such that all pair tables together have at most ``cell_budget`` cells.
+class Bins:
+    """How columns are coarsened: neighbouring bins are merged, and so are neighbouring levels, in the dictionary's order.
 
-    While they have more, the column with the most groups gets half as many: neighbouring bins are merged, and so are neighbouring levels, in the
-    dictionary's order. ``other`` and ``missing`` stay apart from the values as long as anything does.
+    ``other`` and ``missing`` stay apart from the values, and so do the two classes of the target. All pair tables together get at most
+    ``cell_budget`` cells: while they have more, the column with the most groups gets half as many.
     """
-    groups = list(codec.sizes(study))
 
-    def cells() -> int:
+    def __init__(self, study: Study, cell_budget: int) -> None:
+        self.sizes = codec.sizes(study)
+        self.values = [codec.values(c) for c in study.data_columns.values()]
+        self.borders: dict[int, set[int]] = {}
+        if (task := target(study)) is not None:
+            inside = [k in task.positive for k in range(self.values[task.column])]
+            self.borders[task.column] = {k for k in range(1, len(inside)) if inside[k] != inside[k - 1]}
+        self.kept = list(self.values)
+        while self._cells() > cell_budget and max(self.kept) > 1:
+            self._halve(self.kept, range(len(self.kept)))
+
+    def starts(self, column: int, kept: int) -> tuple[int, ...]:
+        """First codes of a column's groups when its values make about ``kept`` of them."""
+        known = self.values[column]
+        merged = {(i * known) // kept for i in range(kept)} | self.borders.get(column, set())
+        return (*sorted(merged), *range(known, self.sizes[column]))
+
+    def pair(self, pair: Scope, most: float) -> tuple[tuple[int, ...], ...]:
+        """First codes of both columns' groups such that their table has at most ``most`` cells, if merging can do it."""
+        kept = [self.kept[a] for a in pair]
+
+        def found() -> tuple[tuple[int, ...], ...]:
+            return tuple(self.starts(a, k) for a, k in zip(pair, kept, strict=True))
+
+        while math.prod(map(len, found())) > most and max(kept) > 1:
+            self._halve(kept, pair)
+        return found()
+
+    def _cells(self) -> int:
+        groups = [len(self.starts(j, k)) for j, k in enumerate(self.kept)]
         return (sum(groups) ** 2 - sum(g * g for g in groups)) // 2
 
-    values = [codec.values(c) for c in study.data_columns.values()]
-    own = list(values)
-    while cells() > cell_budget and max(own) > 1:
-        widest = max(range(len(own)), key=lambda j: (groups[j] if own[j] > 1 else 0, -j))
-        groups[widest] -= own[widest] - (own[widest] + 1) // 2
-        own[widest] = (own[widest] + 1) // 2
-    out = []
-    for size, known, kept in zip(codec.sizes(study), values, own, strict=True):
-        merged = sorted({(i * known) // kept for i in range(kept)})
-        out.append((*merged, *range(known, size)))
-    return out
+    def _halve(self, kept: list[int], columns: Sequence[int]) -> None:
+        """Half as many groups for the one of ``columns`` that has the most and can be merged."""
+        groups = [len(self.starts(a, k)) if k > 1 else 0 for a, k in zip(columns, kept, strict=True)]
+        widest = groups.index(max(groups))
+        kept[widest] = (kept[widest] + 1) // 2
 
 
 def median_splits(margins: Sequence[NDArray[np.float64]]) -> NDArray[np.int64]:

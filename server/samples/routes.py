@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, Field
 
+from medsynx.bundle import Bundle
+from medsynx.errors import MedsynxError
+from medsynx.image_files import to_npz
+from medsynx.image_samplers import draw_images
 from medsynx.samplers import draw
 from server.auth.principal import SignedIn
 from server.database import Db
@@ -19,39 +23,56 @@ from server.problems import RESPONSES
 if TYPE_CHECKING:
     import pandas as pd
 
-MEDIA = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
+MEDIA = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet", "npz": "application/zip"}
+MAX_IMAGES = 10_000  #: in one answer: they are drawn before the first byte leaves
 router = APIRouter(prefix="/generators", tags=["samples"], responses=RESPONSES)
 
 
 class Order(BaseModel):
-    """How many rows, in which format, given what. The same order gives the same rows when it has a seed.
+    """How many rows or images, in which format, given what. The same order gives the same ones when it has a seed.
 
-    ``conditions``: column -> a level, a number (its bin), null (missing), a list of these, or ``{"min": a, "max": b}`` for a binned column.
+    ``format``: ``npz`` for images, the others for rows. ``conditions``, for rows: column -> a level, a number (its bin), null (missing), a list of
+    these, or ``{"min": a, "max": b}`` for a binned column.
     """
 
     rows: int = Field(ge=1, le=1_000_000)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
-    format: Literal["csv", "parquet"] = "csv"
+    format: Literal["csv", "parquet", "npz"] = "csv"
     conditions: dict[str, Any] = Field(default_factory=dict, max_length=256)
 
 
 @router.post(
     "/{generator_id}/samples",
-    summary="Draw synthetic rows",
+    summary="Draw synthetic rows or images",
     response_class=StreamingResponse,
     responses={
-        200: {"content": {"text/csv": {}, "application/vnd.apache.parquet": {}}, "description": "The rows, streamed."}
+        200: {
+            "content": {"text/csv": {}, "application/vnd.apache.parquet": {}, "application/zip": {}},
+            "description": "The rows, streamed; or images and labels as one NPZ.",
+        }
     },
 )
-def samples(generator_id: str, order: Order, request: Request, who: SignedIn, db: Db) -> StreamingResponse:
-    """Stream synthetic rows of a released generator."""
+def samples(generator_id: str, order: Order, request: Request, who: SignedIn, db: Db) -> Response:
+    """Synthetic rows of a released generator, streamed, or its images."""
     found = service.released(service.find(db, generator_id, who))
-    chunks = draw(service.open_bundle(request.app.state.folder, found), order.rows, order.seed, order.conditions)
+    opened = service.open_bundle(request.app.state.folder, found)
+    named = {"Content-Disposition": f'attachment; filename="{found.name}-{order.rows}.{order.format}"'}
+    if order.format == "npz":
+        return Response(_npz(opened, order), media_type=MEDIA["npz"], headers=named)
+    chunks = draw(opened, order.rows, order.seed, order.conditions)
     body = _csv(chunks) if order.format == "csv" else _parquet(chunks)
-    name = f"{found.name}-{order.rows}.{order.format}"
-    return StreamingResponse(
-        body, media_type=MEDIA[order.format], headers={"Content-Disposition": f'attachment; filename="{name}"'}
-    )
+    return StreamingResponse(body, media_type=MEDIA[order.format], headers=named)
+
+
+def _npz(bundle: Bundle, order: Order) -> bytes:
+    spec = bundle.study.image
+    if spec is None:
+        raise MedsynxError("request-invalid", "this generator makes rows", hint="Ask for the format csv or parquet.")
+    if order.conditions:
+        raise MedsynxError("condition-invalid", "images are drawn without conditions only")
+    if order.rows > MAX_IMAGES:
+        raise MedsynxError("rows-invalid", f"{order.rows} images asked for", hint=f"Ask for {MAX_IMAGES:,} at most.")
+    return to_npz(draw_images(bundle, order.rows, order.seed), spec)
 
 
 def _csv(chunks: Iterator[pd.DataFrame]) -> Iterator[bytes]:

@@ -6,11 +6,11 @@ from sklearn.metrics import roc_auc_score
 
 from evaluation import direct, federated, fidelity, gate, scorecard, utility
 from evaluation.programme import full_plan, priced_plan
-from evaluation.target import target
 from medsynx import codec
 from medsynx.generators.base import Patients, State, Total
 from medsynx.privacy import epsilon_of_plan
 from medsynx.study import GateSpec, parse_study
+from medsynx.target import target
 from tests.conftest import RAW_STUDY, small_table
 
 CAPPED = parse_study({**RAW_STUDY, "privacy": {**RAW_STUDY["privacy"], "max_records_per_patient": 3}})
@@ -212,10 +212,10 @@ def test_noise_does_not_pull_the_auc_towards_one_half():
     rng = np.random.default_rng(3)
     seen = [scorecard.auc(clean + rng.normal(0, 10, clean.shape)) for _ in range(400)]
     assert np.mean(seen) == pytest.approx(scorecard.auc(clean), abs=0.01)
-    found = federated._auc(clean + rng.normal(0, 10, clean.shape), 10, rng)
+    found = federated.noisy_auc(clean + rng.normal(0, 10, clean.shape), 10, rng)
     assert found["plus_minus"] == pytest.approx(np.std(seen), rel=0.5), "the stated +- is the noise's"
-    assert federated._auc(clean + rng.normal(0, 5, clean.shape), 5, rng)["reliable"]
-    drowned = [federated._auc(clean + rng.normal(0, 30, clean.shape), 30, rng) for _ in range(50)]
+    assert federated.noisy_auc(clean + rng.normal(0, 5, clean.shape), 5, rng)["reliable"]
+    drowned = [federated.noisy_auc(clean + rng.normal(0, 30, clean.shape), 30, rng) for _ in range(50)]
     assert not any(f["reliable"] for f in drowned), "also where the area is clipped at 1"
     values = [f["value"] for f in drowned if f["value"] is not None]
     assert max(values) == 1 and min(values) >= 0

@@ -7,6 +7,8 @@ from medsynx.generators import get_family
 from medsynx.generators.averaging import advance, centre, weights_of
 from medsynx.generators.base import State, Total
 from medsynx.generators.dp_gan import initial_weights, shapes
+from medsynx.plan import PricedStep
+from medsynx.privacy import dpsgd_event
 from medsynx.study import parse_study
 from tests.conftest import RAW_STUDY
 
@@ -42,14 +44,19 @@ def test_momentum_and_adam_take_the_steps_of_their_papers():
     assert np.allclose(adam["w"], expected, atol=1e-6) and set(weights_of(adam)) == {"w"}
 
 
+def family_round(study):
+    step = get_family("dp-gan").plan(study)[1]
+    return PricedStep(step, 1.0, dpsgd_event(1.0, step.sampling.rate, step.sampling.iterations))
+
+
 @pytest.mark.parametrize("server", ["average", "momentum", "adam"])
 def test_the_moments_stay_at_the_coordinator(server):
     raw = {**RAW_STUDY, "family": {"name": "dp-gan", "parameters": {"rounds": 2, "critic_steps": 1, "server": server}}}
     study, family = parse_study(raw), get_family("dp-gan")
     found = {n: a + np.float32(0.1) for n, a in initial_weights(study).items()}
-    state = State()
+    state, priced = State(initial_weights(study), {"rounds": 0}), family_round(study)
     for _ in range(2):
-        state = family.combine(study, None, state, Total(found, 0.0, 2))
+        state = family.combine(study, priced, state, Total(found, 0.0, 2))
     assert {n: a.shape for n, a in weights_of(state.arrays).items()} == shapes(study)
     assert (set(state.arrays) != set(shapes(study))) == (server != "average")
     family.export(study, state)
@@ -58,7 +65,6 @@ def test_the_moments_stay_at_the_coordinator(server):
 def test_the_proximal_term_holds_a_site_near_the_shared_generator(study):
     from medsynx import codec
     from medsynx.generators.base import Patients
-    from medsynx.privacy import calibrate
     from tests.conftest import small_table
 
     moved = {}
@@ -66,9 +72,11 @@ def test_the_proximal_term_holds_a_site_near_the_shared_generator(study):
         parameters = {"rounds": 1, "critic_steps": 60, "hidden": 16, "latent": 8, "batch": 32, "proximal": proximal}
         gan = parse_study({**RAW_STUDY, "family": {"name": "dp-gan", "parameters": parameters}})
         codes = codec.encode(small_table(300, 1), gan)[0]
-        priced = calibrate(gan.privacy, get_family("dp-gan").plan(gan)).steps[0]
+        priced = family_round(gan)
         patients = Patients(codes, np.arange(len(codes)))
-        out = get_family("dp-gan").contribute(gan, priced, State(), patients, {}).arrays
         first = initial_weights(gan)
+        margins = np.concatenate([np.full(k, 1 / k) for k in codec.sizes(gan)]).tolist()
+        facts = {"margins": margins, "patients": 300.0, "sites": 1, "rounds": 0}
+        out = get_family("dp-gan").contribute(gan, priced, State(first, facts), patients, {}).arrays
         moved[proximal] = float(sum(((out[n] - first[n]) ** 2).sum() for n in first))
     assert moved[100.0] < 0.7 * moved[0.0]

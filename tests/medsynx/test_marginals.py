@@ -10,7 +10,7 @@ from medsynx import codec
 from medsynx.generators import get_family
 from medsynx.generators.base import Patients, State, Total
 from medsynx.generators.marginals import schedule
-from medsynx.generators.schedule import coarse_starts, median_splits
+from medsynx.generators.schedule import Bins, median_splits
 from medsynx.privacy import calibrate
 from medsynx.samplers import open_sampler
 from medsynx.secure_sum.noise import MIN_GRID
@@ -197,7 +197,8 @@ def test_a_wide_table_coarsens_its_widest_columns_to_the_cell_budget(raw_study):
     raw_study["columns"]["town"] = {"type": "categorical", "levels": [f"t{k}" for k in range(1000)]}
     raw_study["family"]["parameters"] = {"cell_budget": 2000, "patients": 100_000}
     study = parse_study(raw_study)
-    starts = coarse_starts(study, 2000)
+    bins = Bins(study, 2000)
+    starts = [bins.starts(j, k) for j, k in enumerate(bins.kept)]
     groups = [len(s) for s in starts]
     assert (sum(groups) ** 2 - sum(g * g for g in groups)) // 2 <= 2000
     assert groups[1] == 4, "narrow columns keep their levels"
@@ -269,3 +270,23 @@ def test_kaplan_meier_by_hand(raw_study):
     assert survival.curves(table)[0] == pytest.approx([4 / 5, 4 / 5 * 2 / 3, 4 / 5 * 2 / 3 / 2])
     assert survival.distance(table, table, study) == 0
     assert (survival.counts(codes, study, np.full(len(codes), 0.5)) == table / 2).all()
+
+
+def test_the_two_classes_of_a_target_of_many_levels_are_never_merged(raw_study):
+    """Thirty diagnoses beside `none`: too many cells for the noise, so levels are merged, but not over that border."""
+    levels = ["none", *(f"d{k}" for k in range(30))]
+    raw_study["columns"]["ill"] = {"type": "categorical", "levels": levels, "role": "target", "positive": levels[1:]}
+    raw_study["family"]["parameters"], raw_study["privacy"]["epsilon"] = {"patients": 2200}, 1.0
+    study = parse_study(raw_study)
+    plan = schedule(study)
+    wide = next(q for q in plan.first.queries if q.scope == (0, 4))
+    assert plan.course == "pairs" and wide.starts[1][:2] == (0, 1) and len(wide.starts[1]) < 33
+    assert plan.misplaced(wide.cells, 10, 0.54) < 0.5 < plan.misplaced(plan.sizes[0] * 33, 10, 0.54)
+    rng = np.random.default_rng(0)
+    marker = rng.integers(0, 4, 3000)
+    ill = np.where(rng.random(3000) < 0.1 + 0.25 * marker, rng.integers(1, 31, 3000), 0)
+    rest = [rng.integers(0, k - 1, 3000) for k in plan.sizes[:3]]
+    codes = np.stack([*rest, marker, ill], axis=1)
+    rows = drawn(study, run(study, codes, noise=True))
+    rate = [(rows[rows[:, 3] == m, 4] > 0).mean() for m in (0, 3)]
+    assert rate[0] < 0.25 and rate[1] > 0.7

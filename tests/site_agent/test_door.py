@@ -131,7 +131,7 @@ def test_an_approval_that_was_edited_is_no_approval(site, study):
 def test_over_budget_is_refused_before_the_first_batch(tmp_path, study, monkeypatch):
     """The table is not even read."""
     site = make_site(tmp_path / "n", study, small_table(300, 1), epsilon_lifetime=study.privacy.epsilon * 0.9)
-    monkeypatch.setattr("site_agent.service.read_dataset", lambda *_: pytest.fail("a record was touched"))
+    monkeypatch.setattr("site_agent.service.load_dataset", lambda *_, **__: pytest.fail("a record was touched"))
     assert ask(site, study).refusal == "budget-exceeded"
     with pytest.raises(MedsynxError, match=r"epsilon from 0 to 2, the limit is 1\.8"):
         Door(site).admit(study.digest, "run-1", "tables")
@@ -156,7 +156,7 @@ def test_the_policy_holds_at_approval_and_at_the_door(tmp_path, study, limits, w
 
 
 def test_a_failure_after_the_reservation_still_counts(site, study, monkeypatch):
-    monkeypatch.setattr("site_agent.service.prepare", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("site_agent.service.load_dataset", lambda *a, **k: 1 / 0)
     assert ask(site, study).refusal == "site-failed"
     door = Door(site)
     assert door.ledger.spent("table", 1e-5) > 0.5

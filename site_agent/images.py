@@ -1,0 +1,200 @@
+"""A hospital's images -> float32 of the study's size, labelled and grouped by patient.
+
+A site's file is an NPZ with ``images`` (N x height x width, and x 3 for RGB), ``labels`` (N) and, where patients have several images,
+``patients`` (N). Nothing here looks at more than one image: intensities are scaled by the study's public range, sizes by resampling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsynx.codec import EncodeReport
+from medsynx.errors import MedsynxError
+from medsynx.generators.base import ImagePatients
+from medsynx.image_spec import ImageSpec
+from medsynx.study import Study
+from site_agent.ingest import LocalTable, draw_lots
+
+MAX_BYTES = 2**31  #: of each array of a file, as stored and as loaded
+CHUNK = 1024  #: images scaled at a time
+Raw = dict[str, NDArray[Any]]
+
+
+def read_images(path: Path) -> Raw:
+    """The arrays ``images``, ``labels`` and ``patients`` (where given) of an NPZ, as stored. Sizes are checked before anything is unpacked.
+
+    Raises:
+        MedsynxError: ``images-unreadable`` or ``column-missing``.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = {e.filename.removesuffix(".npy"): e for e in archive.infolist()}
+            wanted = [n for n in ("images", "labels", "patients") if n in entries]
+            for name in wanted:
+                _check_header(path, name, archive, entries[name])
+        with np.load(path, allow_pickle=False) as held:
+            arrays: Raw = {str(name): held[name] for name in wanted}
+    except OSError as error:
+        raise MedsynxError("images-unreadable", f"{path.name}: {error.strerror or 'cannot be read'}") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError):
+        raise MedsynxError("images-unreadable", f"{path.name} is not an NPZ file, or damaged") from None
+    for name in ("images", "labels"):
+        if name not in arrays:
+            raise MedsynxError(
+                "column-missing", f"{path.name} has no array `{name}`", hint=f"Add `{name}` to the NPZ file."
+            )
+    return arrays
+
+
+def _check_header(path: Path, name: str, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    """Refuse objects (images of mixed sizes are stored so) and arrays that would not fit in memory, from the first bytes alone."""
+    with archive.open(entry) as stream:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError("not a plain array")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype.hasobject:
+        raise MedsynxError(
+            "images-unreadable", f"{path.name}: `{name}` holds objects; images of one file have one size"
+        )
+    if math.prod(shape) * dtype.itemsize > MAX_BYTES or entry.file_size > MAX_BYTES:
+        raise MedsynxError("images-unreadable", f"{path.name}: `{name}` is larger than {MAX_BYTES // 2**20:,} MiB")
+
+
+def prepare_images(raw: Raw, study: Study, key: bytes, *, strict: bool = False) -> LocalTable:
+    """Scale, label, cap and split a site's images.
+
+    Images without a label or with one the study lacks are left out and counted; a class without images is no error.
+
+    Args:
+        raw: as from :func:`read_images`.
+        key: the site's secret.
+        strict: refuse strange and absent labels, and patients with more images than the study's cap.
+
+    Raises:
+        MedsynxError: ``images-unreadable``, ``column-missing``, ``table-empty``, ``value-not-finite``, ``level-unknown``, ``patient-duplicate``.
+    """
+    spec = study.image
+    assert spec is not None
+    images, count = _channels_last(raw["images"], spec), len(raw["images"])
+    if count == 0:
+        raise MedsynxError("table-empty", "there are no images", hint="Give a file with at least one image.")
+    code = label_codes(_column(raw, "labels", count), spec, study.missing_values)
+    left_out = {"no label": int((code == -2).sum()), "label outside the study": int((code == -1).sum())}
+    if strict and any(left_out.values()):
+        raise MedsynxError("level-unknown", "; ".join(f"{n} images: {why}" for why, n in left_out.items() if n))
+    ids = _patient_ids(raw, count, study)
+    at = np.flatnonzero(code >= 0)
+    if not len(at):
+        raise MedsynxError("table-empty", "no image has a label of the study", hint="See `image.classes` of the study.")
+    own = None if ids is None else [ids[i] for i in at]
+    # The patient is part of a record's text: which of their images are kept must not depend on others who have the same image.
+    texts = [f"{hashlib.sha256(images[i].tobytes()).hexdigest()} {code[i]} {ids[i] if ids else ''}" for i in at]
+    drawn = draw_lots(texts, own, key, study.privacy.max_records_per_patient, strict=strict)
+    at = at[drawn.kept]
+    scaled, clipped = scale(images[at], spec)
+    codes = code[at][:, None]
+    parts = {p: ImagePatients(codes[m], drawn.numbers(m), scaled[m]) for p, m in drawn.masks.items()}
+    report = EncodeReport(rows=count, clipped={"images": clipped} if clipped else {}, left_out=left_out)
+    return LocalTable(parts, report, drawn.capped)
+
+
+def scale(images: NDArray[Any], spec: ImageSpec) -> tuple[NDArray[np.float32], int]:
+    """Stored images (N, height, width, channels) to 0..1 (N, channels, study's height, study's width).
+
+    Another size is resampled by Pillow's bilinear filter (which averages when it shrinks); another aspect ratio is centred between margins of 0.
+
+    Returns:
+        The images, and how many had pixels outside the study's intensities.
+    """
+    height, width, channels = spec.shape
+    low, high = spec.intensity
+    if 4 * len(images) * height * width * channels > MAX_BYTES:
+        raise MedsynxError(
+            "images-unreadable", f"the images take more than {MAX_BYTES // 2**20:,} MiB at the study's size"
+        )
+    out, clipped, infinite = np.empty((len(images), channels, height, width), np.float32), 0, 0
+    for start in range(0, len(images), CHUNK):
+        chunk = images[start : start + CHUNK].astype(np.float32)
+        infinite += int((~np.isfinite(chunk)).any(axis=(1, 2, 3)).sum())
+        clipped += int(((chunk < low) | (chunk > high)).any(axis=(1, 2, 3)).sum())
+        unit = np.clip((chunk - np.float32(low)) / np.float32(high - low), 0, 1).transpose(0, 3, 1, 2)
+        out[start : start + CHUNK] = unit if unit.shape[2:] == (height, width) else _resample(unit, height, width)
+    if infinite:
+        raise MedsynxError(
+            "value-not-finite", f"{infinite} of {len(images)} images hold pixels that are not finite numbers"
+        )
+    return out, clipped
+
+
+def _resample(images: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    from PIL import Image, ImageOps
+
+    def one(plane: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(ImageOps.pad(Image.fromarray(plane), (width, height), Image.Resampling.BILINEAR, color=0))
+
+    return np.stack([np.stack([one(np.ascontiguousarray(plane)) for plane in image]) for image in images])
+
+
+def label_codes(labels: NDArray[Any], spec: ImageSpec, missing: tuple[str, ...]) -> NDArray[np.int64]:
+    """Position of each label's class; -1 for a label outside the study, -2 for none."""
+
+    def code(value: Any) -> int:
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        text = str(value).strip()
+        return spec.spelled.get(text, -2 if text in missing else -1)
+
+    known: dict[Any, int] = {}
+    values = labels.tolist()
+    return np.array([known[v] if v in known else known.setdefault(v, code(v)) for v in values], np.int64)
+
+
+def _channels_last(images: NDArray[Any], spec: ImageSpec) -> NDArray[Any]:
+    if images.dtype.kind not in "buif":
+        raise MedsynxError("images-unreadable", "`images` does not hold real numbers")
+    channels = spec.shape[2]
+    if images.ndim == 3 and channels == 1 and min(images.shape[1:]) >= 1:
+        return images[..., None]
+    if images.ndim == 4 and images.shape[3] == channels and min(images.shape[1:]) >= 1:
+        return images
+    kind = "RGB images (N x height x width x 3)" if channels == 3 else "grey images (N x height x width)"
+    raise MedsynxError(
+        "images-unreadable",
+        f"the study asks for {kind}, the file holds {' x '.join(map(str, ('N', *images.shape[1:])))}",
+    )
+
+
+def _column(raw: Raw, name: str, count: int) -> NDArray[Any]:
+    """An array of one value an image; N x 1 is taken as N."""
+    array = raw[name]
+    array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+    if array.shape != (count,) or array.dtype.kind not in "buifUS":
+        raise MedsynxError("images-unreadable", f"`{name}` is not one number or word for each of the images")
+    return array
+
+
+def _patient_ids(raw: Raw, count: int, study: Study) -> list[str] | None:
+    if "patients" not in raw:
+        return None
+    ids = [
+        v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v)
+        for v in _column(raw, "patients", count).tolist()
+    ]
+    blank = sum(i.strip() in study.missing_values for i in ids)
+    if blank:
+        raise MedsynxError(
+            "column-missing",
+            f"`patients`: {blank} of {count} images have no patient",
+            hint="Name the patient of each image.",
+        )
+    return [i.strip() for i in ids]

@@ -1,0 +1,179 @@
+"""NPZ files of images: what is read, what is left out, what is refused; and that no image changes what becomes of another."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+
+from medsynx.errors import MedsynxError
+from medsynx.study import parse_study
+from site_agent import images
+from site_agent.images import label_codes, prepare_images, read_images
+from tests.conftest import RAW_IMAGE_STUDY, stripes
+
+KEY = b"k" * 32
+
+
+def study_of(image=None, **privacy):
+    raw = {**RAW_IMAGE_STUDY, "image": {**RAW_IMAGE_STUDY["image"], **(image or {})}}
+    return parse_study({**raw, "privacy": {**RAW_IMAGE_STUDY["privacy"], **privacy}})
+
+
+def raw_of(count=60, **arrays):
+    pixels, label = stripes(count, 1)
+    return {"images": pixels, "labels": label, **arrays}
+
+
+def refusal(do, code):
+    with pytest.raises(MedsynxError) as caught:
+        do()
+    assert caught.value.code == code
+    return caught.value.message
+
+
+def written(folder, **arrays):
+    np.savez(folder / "site.npz", **arrays)
+    return folder / "site.npz"
+
+
+def by_content(patients):
+    return sorted((c[0], i.tobytes()) for c, i in zip(patients.codes.tolist(), patients.images, strict=True))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_removing_a_patient_changes_nobody_else(grouped):
+    """Neither their part nor a bit of their images, however extreme the one who left."""
+    study = study_of(max_records_per_patient=3, records="averaged")
+    raw = raw_of(90)
+    raw["images"][:2] = [np.zeros((12, 12)), np.full((12, 12), 255)]
+    raw |= {"patients": np.array([f"P{i // 2}" for i in range(90)])} if grouped else {}
+    rest = {n: a[2:] if grouped else np.delete(a, 1, axis=0) for n, a in raw.items()}
+    whole, less = prepare_images(raw, study, KEY), prepare_images(rest, study, KEY)
+    for part in ("train", "holdout", "all"):
+        a, b = by_content(whole.parts[part]), by_content(less.parts[part])
+        assert set(b) <= set(a) and len(a) - len(b) <= 2
+    assert whole.parts["all"].count - less.parts["all"].count == 1
+
+
+def test_patients_with_the_same_images_choose_for_themselves():
+    pixels, label = stripes(5, 1)
+    raw = {"images": np.tile(pixels, (8, 1, 1)), "labels": np.tile(label, 8), "patients": np.repeat(np.arange(8), 5)}
+    whole = prepare_images(raw, study_of(), KEY).parts["all"]
+    less = prepare_images({n: a[5:] for n, a in raw.items()}, study_of(), KEY).parts["all"]
+    assert whole.count == 8
+    assert [i.tobytes() for i in whole.images[1:]] == [i.tobytes() for i in less.images]
+    assert len({i.tobytes() for i in whole.images}) > 1, "not all the same one"
+
+
+def test_intensities_are_scaled_by_the_study_alone():
+    raw = raw_of(4)
+    raw["images"] = np.array([0, 1000, 3000, 65535], np.uint16)[:, None, None] * np.ones((1, 12, 12), np.uint16)
+    table = prepare_images(raw, study_of({"intensity": [1000, 5000]}), KEY)
+    found = sorted(table.parts["all"].images[:, 0, 0, 0].tolist())
+    assert found == [0.0, 0.0, 0.5, 1.0] and table.report.clipped == {"images": 2}
+
+
+def test_other_sizes_are_resampled_and_other_shapes_centred():
+    pixels, label = stripes(40, 3, size=48)
+    found = prepare_images({"images": pixels, "labels": label}, study_of(), KEY).parts["all"].images
+    assert found.shape == (40, 1, 12, 12)
+    blocks = pixels.reshape(40, 12, 4, 12, 4).mean(axis=(2, 4)) / 255
+    assert sorted(np.abs(found.mean(axis=(1, 2, 3)) - m).min() < 0.01 for m in blocks.mean(axis=(1, 2))) == [True] * 40
+    wide = {"images": np.full((30, 12, 24), 255, np.uint8), "labels": np.zeros(30, int)}
+    one = prepare_images(wide, study_of(), KEY).parts["all"].images[0, 0]
+    assert (one[:2] == 0).all() and (one[-2:] == 0).all() and (one[4:8] == 1).all(), "margins, no stretching"
+
+
+def test_rgb_for_an_rgb_study():
+    colour = np.repeat(stripes(30, 4)[0][..., None], 3, axis=3)
+    raw = {"images": colour, "labels": np.zeros((30, 1), int)}
+    assert prepare_images(raw, study_of({"shape": [12, 12, 3]}), KEY).parts["all"].images.shape == (30, 3, 12, 12)
+    assert "grey images" in refusal(lambda: prepare_images(raw, study_of(), KEY), "images-unreadable")
+    refusal(lambda: prepare_images(raw_of(), study_of({"shape": [12, 12, 3]}), KEY), "images-unreadable")
+
+
+@pytest.mark.parametrize(
+    ("labels", "codes"),
+    [
+        (np.array([0, 1, 2, -1]), [0, 1, -1, -1]),
+        (np.array(["upright", "flat", "1", "", "tilted"]), [1, 0, 1, -2, -1]),
+        (np.array([b"flat", b"upright "]), [0, 1]),
+        (np.array([0.0, 1.0, np.nan, 0.5]), [0, 1, -2, -1]),
+        (np.array([True, False]), [-1, -1]),
+    ],
+)
+def test_labels(labels, codes):
+    study = study_of()
+    assert label_codes(labels, study.image, study.missing_values).tolist() == codes
+
+
+def test_a_class_named_by_a_number_is_matched_by_name_only():
+    spec = study_of({"classes": ["1", "2"]}).image
+    assert label_codes(np.array([0, 1, 2]), spec, ()).tolist() == [-1, 0, 1]
+
+
+def test_strange_labels_are_left_out_and_counted_or_refused():
+    raw = raw_of(60)
+    raw["labels"] = np.where(np.arange(60) < 5, 7, raw["labels"])
+    table = prepare_images(raw, study_of(), KEY)
+    assert table.parts["all"].count == 55 and table.report.left_out == {"no label": 0, "label outside the study": 5}
+    assert "5 images" in refusal(lambda: prepare_images(raw, study_of(), KEY, strict=True), "level-unknown")
+    raw["labels"] = np.full(60, 9)
+    refusal(lambda: prepare_images(raw, study_of(), KEY), "table-empty")
+
+
+def test_patients_are_capped_the_same_way_every_time():
+    raw = raw_of(60, patients=np.arange(60) // 6)
+    one, two = (prepare_images(raw, study_of(), KEY) for _ in range(2))
+    assert one.parts["all"].count == len(one.parts["all"].images) == 10 and one.capped == 50
+    assert by_content(one.parts["all"]) == by_content(two.parts["all"])
+    refusal(lambda: prepare_images(raw, study_of(), KEY, strict=True), "patient-duplicate")
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"images": np.full((60, 12, 12), np.nan)}, "value-not-finite"),
+        ({"images": np.full((60, 12, 12), np.inf, np.float16)}, "value-not-finite"),
+        ({"images": np.zeros((60, 12, 12), complex)}, "images-unreadable"),
+        ({"images": np.zeros((60, 9, 12, 12), np.uint8)}, "images-unreadable"),
+        ({"images": np.zeros((60, 144), np.uint8)}, "images-unreadable"),
+        ({"images": np.zeros((0, 12, 12), np.uint8), "labels": np.zeros(0)}, "table-empty"),
+        ({"images": np.zeros((60, 0, 12), np.uint8)}, "images-unreadable"),
+        ({"labels": np.zeros(59, int)}, "images-unreadable"),
+        ({"labels": np.zeros((60, 2), int)}, "images-unreadable"),
+        ({"patients": np.array(["A"] * 59 + [""])}, "column-missing"),
+        ({"patients": np.arange(59)}, "images-unreadable"),
+    ],
+)
+def test_what_is_refused(change, code):
+    refusal(lambda: prepare_images(raw_of(60, **change), study_of(), KEY), code)
+
+
+def test_files_that_are_not_what_they_should_be(tmp_path):
+    assert "objects" in refusal(
+        lambda: read_images(written(tmp_path, images=np.array([np.zeros((2, 2)), None], object), labels=[0, 1])),
+        "images-unreadable",
+    )
+    assert "labels" in refusal(lambda: read_images(written(tmp_path, images=np.zeros((3, 8, 8)))), "column-missing")
+    (tmp_path / "text.npz").write_text("images")
+    refusal(lambda: read_images(tmp_path / "text.npz"), "images-unreadable")
+    refusal(lambda: read_images(tmp_path / "none.npz"), "images-unreadable")
+    whole = written(tmp_path, **raw_of()).read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    refusal(lambda: read_images(tmp_path / "cut.npz"), "images-unreadable")
+    back = read_images(written(tmp_path, **raw_of(), extra=np.zeros(3)))
+    assert set(back) == {"images", "labels"}, "nothing else of the file is read"
+
+
+def test_a_bomb_is_refused_by_its_header(tmp_path, monkeypatch):
+    """Terabytes that pack into a few bytes are never unpacked."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**6, 1000, 1000)})
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", header.getvalue() + bytes(1000))
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("unpacked"))
+    assert "larger" in refusal(lambda: read_images(tmp_path / "bomb.npz"), "images-unreadable")
+    monkeypatch.setattr(images, "MAX_BYTES", 1000)
+    assert "larger" in refusal(lambda: read_images(written(tmp_path, **raw_of())), "images-unreadable")
