@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.programme import priced_plan
+from evaluation.programme import full_plan, priced_plan
 from medsynx.errors import MedsynxError
 from medsynx.generators.base import Arrays, Contribution
-from medsynx.plan import Plan, PricedStep
+from medsynx.plan import PricedStep, Step
 from medsynx.privacy import share_std
 from medsynx.secure_sum.noise import discrete_gaussian
 from medsynx.secure_sum.ring import RING, Residues
@@ -76,15 +76,18 @@ class Door:
         Raises:
             MedsynxError: ``study-not-approved``, ``policy-refused``, ``step-not-planned``, ``step-replayed``, ``budget-exceeded``.
         """
-        with self._audited(digest, run, step):
-            approval, policy, plan, priced = self._planned(digest, step)
-            study, budget = approval.study, policy.budget
-            if self._needs_mask(approval, priced) != masked:
+        with self.audited(digest, run, step):
+            approval, policy = self._approved(digest)
+            study, budget, plan = approval.study, policy.budget, priced_plan(approval.study)
+            if policy.testing_without_noise:  # what leaves then is charged as what it is: epsilon without end, for good
+                plan, budget = plan.without_noise(), Budget(math.inf, budget.delta)
+            priced = plan.find(step)
+            if priced is None:
+                raise MedsynxError("step-not-planned", f"the approved plan has no step {step!r}")
+            if self._needs_mask(study, priced.step) != masked:
                 raise MedsynxError(
                     "policy-refused", "sums of trust mode secure-sum leave masked, and nothing else does"
                 )
-            if policy.testing_without_noise:  # what leaves then is charged as what it is: epsilon without end, for good
-                budget = Budget(math.inf, budget.delta)
             self.ledger.reserve(approval.dataset, digest, run, priced, plan, budget)
             return Permit(study, approval.dataset, run, priced, not policy.testing_without_noise, masked)
 
@@ -95,20 +98,23 @@ class Door:
             MedsynxError: as :meth:`admit`, and ``roster-mismatch`` when the roster is not the one the study was approved under or this site is not
                 in it.
         """
-        with self._audited(digest, run, step):
-            approval, policy, _, priced = self._planned(digest, step)
-            if not self._needs_mask(approval, priced):
+        with self.audited(digest, run, step):
+            approval, policy = self._approved(digest)
+            study = approval.study
+            planned = [s for s in full_plan(study) if s.name == step]  # priced when a vector is asked for
+            if not planned:
+                raise MedsynxError("step-not-planned", f"the approved plan has no step {step!r}")
+            if not self._needs_mask(study, planned[0]):
                 raise MedsynxError("policy-refused", f"step {step!r} is no secure sum at this site")
             roster = read_roster(self.folder.path / ROSTER)
             if approval.roster != roster_digest(roster):
                 raise MedsynxError("roster-mismatch", "the study was approved under another roster of sites")
             if roster.get(policy.site) != public_identity(self.folder.path):
                 raise MedsynxError("roster-mismatch", "the roster does not hold this site's own identity")
-            study = approval.study
             return Terms(digest, run, step, roster, study.rounds.quorum, study.privacy.tolerated_dropouts)
 
     @contextmanager
-    def _audited(self, digest: str, run: str, step: str) -> Iterator[None]:
+    def audited(self, digest: str, run: str, step: str) -> Iterator[None]:
         """Within it, a refusal is written down before it is told."""
         try:
             yield
@@ -116,21 +122,14 @@ class Door:
             self.audit.refused(digest, run, step, refusal.code)
             raise
 
-    def _planned(self, digest: str, step: str) -> tuple[Approval, SitePolicy, Plan, PricedStep]:
-        """What this site holds about a step it was asked for: approved, within the policy, in the plan."""
+    def _approved(self, digest: str) -> tuple[Approval, SitePolicy]:
+        """The approval of this digest, if the policy still allows its study."""
         approval, policy = self.folder.approval(digest), self.folder.policy()
         check_policy(policy, approval.study, approval.dataset)
-        plan = priced_plan(approval.study)
-        if policy.testing_without_noise:
-            plan = plan.without_noise()
-        priced = plan.find(step)
-        if priced is None:
-            raise MedsynxError("step-not-planned", f"the approved plan has no step {step!r}")
-        return approval, policy, plan, priced
+        return approval, policy
 
-    def _needs_mask(self, approval: Approval, priced: PricedStep) -> bool:
-        sum_ = approval.study.privacy.trust == "secure-sum" and priced.step.cargo == "secure-sum"
-        return sum_ and not self.simulated
+    def _needs_mask(self, study: Study, step: Step) -> bool:
+        return study.privacy.trust == "secure-sum" and step.cargo == "secure-sum" and not self.simulated
 
     def release(self, permit: Permit, contribution: Contribution, mask: Mask | None = None) -> Cargo:
         """Bound, noise, mask, write down what leaves, and hand it over. The reservation stands whatever happens here.

@@ -74,9 +74,11 @@ class SiteService:
             return self._step(request)
         terms = self.door.terms(request.study_digest, request.run, request.step)
         sums = SecureSums(self.folder, self.door.audit)
-        if request.exchange == "mask":  # the mask can be had once, and is taken before a record is touched
-            return self._step(request, sums.accept(terms, request.message))
-        return Reply(message=sums.answer(terms, request.exchange, request.message))
+        with self.door.audited(request.study_digest, request.run, request.step):
+            if request.exchange != "mask":
+                return Reply(message=sums.answer(terms, request.exchange, request.message))
+            mask = sums.accept(terms, request.message)  # can be had once, and is taken before a record is touched
+        return self._step(request, mask)
 
     def _step(self, request: Request, mask: Mask | None = None) -> Reply:
         """Admit, contribute, release."""

@@ -184,6 +184,8 @@ def test_a_vector_cannot_be_had_twice_whatever_restarts(tmp_path):
     for exchange in ("advert", "share", "mask", "confirm", "unmask"):
         (again,) = [q for s, q, _ in wire.heard if s == "east" and q.exchange == exchange and q.step == "tables"]
         assert SiteService.open(sites["east"].path).answer(again).refusal == "secure-sum-refused"
+    refused = [e["code"] for e in Door(sites["east"]).audit.chain.entries() if e["kind"] == "refused"]
+    assert refused == ["secure-sum-refused"] * 5, "and each attempt is written down"
     reserved = [
         e for e in Door(sites["east"]).ledger.chain.entries() if e["kind"] == "reserve" and e["step"] == "tables"
     ]
