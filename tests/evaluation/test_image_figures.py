@@ -33,8 +33,9 @@ def test_good_images_beat_the_mean_only_control_and_bad_labels_show():
     assert bad["tstr_auc"]["value"] < 0.5 and bad["frechet"]["value"] > 5 * frechet["value"]
 
 
-def test_figures_repeat():
+def test_figures_repeat(monkeypatch):
     """Classifier and space are seeded: the same images give the same figures."""
+    monkeypatch.setattr(images, "STEPS", 5)
     train, holdout = made(200, 1), made(100, 2)
     one, two = (images.figures(CLASSES, train, holdout, made(200, 3)) for _ in range(2))
     assert one == two
