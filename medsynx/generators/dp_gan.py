@@ -29,7 +29,7 @@ from medsynx.study import Study
 
 MARGINS = "margins"
 MARGINS_SHARE = 0.1  #: of the family's budget
-ROUNDS = {"local": 5, "summed": 200}
+ROUNDS = {"local": 5, "summed": 150}
 
 
 class Parameters(BaseModel):
@@ -37,10 +37,9 @@ class Parameters(BaseModel):
 
     Attributes:
         gradients: ``local`` or ``summed``, see the module.
-        rounds: exchanges with the sites after the first; 5 of them (``local``) or 200 (``summed``) when omitted.
+        rounds: exchanges with the sites after the first; 5 of them (``local``) or 150 (``summed``) when omitted.
         critic_steps: noisy critic steps a round (``local``; in ``summed`` a round is one step).
-        generator_every: critic steps to one of the generator (``local``).
-        generator_steps: generator steps to one of the critic (``summed``).
+        generator_steps: generator steps to one of the critic; they cost no privacy.
         sample_rate: chance of each patient to be in a critic step's batch.
         batch: fakes of a step.
         clip_norm: bound of one patient's gradient; fakes are clipped alike.
@@ -59,19 +58,18 @@ class Parameters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     gradients: Literal["local", "summed"] = "local"
     rounds: int | None = Field(default=None, ge=1, le=2000)
-    critic_steps: int = Field(default=200, ge=1, le=10_000)
-    generator_every: int = Field(default=1, ge=1, le=100)
+    critic_steps: int = Field(default=60, ge=1, le=10_000)
     generator_steps: int = Field(default=3, ge=1, le=100)
-    sample_rate: float = Field(default=0.2, gt=0, le=1)
+    sample_rate: float = Field(default=0.3, gt=0, le=1)
     batch: int = Field(default=256, ge=8, le=4096)
     clip_norm: float = Field(default=1.0, gt=0, le=100)
     hidden: int = Field(default=128, ge=8, le=1024)
     critic_hidden: int = Field(default=32, ge=4, le=1024)
     latent: int = Field(default=32, ge=2, le=512)
-    generator_rate: float = Field(default=1e-3, gt=0, le=0.1)
-    critic_rate: float = Field(default=0.016, gt=0, le=0.1)
+    generator_rate: float = Field(default=2e-3, gt=0, le=0.1)
+    critic_rate: float = Field(default=0.032, gt=0, le=0.1)
     critic_decay: float = Field(default=2.0, ge=0, le=50)
-    average: float = Field(default=0.97, ge=0, lt=1)
+    average: float = Field(default=0.99, ge=0, lt=1)
     centre: Centre = "mean"
     server: Server = "average"
     server_rate: float = Field(default=1.0, gt=0, le=10)

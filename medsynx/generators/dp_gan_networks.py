@@ -11,6 +11,7 @@ from medsynx.generators.base import Arrays
 
 BETAS = (0.5, 0.9)  #: of Adam, for both networks
 SLOPE = 0.2  #: of the critic's leaky ReLU
+PULL = 3.0  #: weight of the single columns in the generator's loss
 
 
 class Generator(nn.Module):
@@ -52,9 +53,9 @@ def fake_rows(logits: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 
 def pull_to_margins(logits: Tensor, sizes: tuple[int, ...], margins: Tensor) -> Tensor:
-    """Cross entropy from the measured single columns ``margins`` (width,) to those of a batch of fakes."""
+    """Cross entropy from the measured single columns ``margins`` (width,) to those of a batch of fakes, times :data:`PULL`."""
     mean = torch.cat([b.softmax(dim=1) for b in logits.split(list(sizes), dim=1)], dim=1).mean(dim=0)
-    return -(margins * mean.clamp_min(1e-8).log()).sum()
+    return -PULL * (margins * mean.clamp_min(1e-8).log()).sum()
 
 
 def faded(rate: float, done: float) -> float:

@@ -186,7 +186,7 @@ def train(
         with torch.no_grad():
             fake = fake_rows(generator(torch.randn(p.batch, p.latent)), sizes)
         trainer.step(rows[trainer.sample(first, count, rate)], fake)
-        if number % p.generator_every == 0:
+        for _ in range(p.generator_steps):
             logits = generator(torch.randn(p.batch, p.latent))
             loss = F.softplus(-trainer.critic(fake_rows(logits, sizes))).mean()
             loss = loss + pull_to_margins(logits, sizes, margins)
