@@ -15,6 +15,10 @@ CODES: dict[str, tuple[int, str]] = {
     # study manifest (10-19)
     "study-invalid": (10, "Correct the listed paths, then run `medsynx study check FILE` again."),
     "study-unreadable": (11, "Give a YAML or JSON file with one study manifest."),
+    "plugin-unsound": (
+        12,
+        "Name another plugin, or a family of MedSynX; docs/synthcity.md shows what is wrong with this one.",
+    ),
     # tables (20-29)
     "table-unreadable": (20, "Save the table as UTF-8 CSV or Parquet with one header line."),
     "table-empty": (21, "Give a table with at least one row."),
@@ -45,6 +49,7 @@ CODES: dict[str, tuple[int, str]] = {
     "federation-unreachable": (41, "Check that the federation's services run and that the port is free."),
     "reply-invalid": (42, "A site's answer had the wrong shape or values and was left out; look at its log."),
     "site-failed": (43, "Look at the site's own log: its error is never sent."),
+    "student-failed": (46, "Name another plugin, fewer rows or iterations, or give it more seconds."),
     # bundle and sampling (50-59)
     "bundle-unreadable": (50, "Give a bundle file written by MedSynX."),
     "bundle-signature": (51, "Do not use this bundle: fetch it again from its coordinator, or give the right --key."),
