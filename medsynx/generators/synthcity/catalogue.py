@@ -31,7 +31,7 @@ STUDENTS = (*NETWORKS, *POOLS, *SURVIVAL)
 #: Plugins that claim a privacy they do not give: refused by name, in both modes.
 UNSOUND = {
     "dpgan": "its noised critic is trained backwards, and its accountant assumes Poisson samples that it does not draw",
-    "pategan": "it deals the patients to new teachers in every round and its accountant counts each round as if they were the same",
+    "pategan": "it trains its critic on the real rows themselves, without noise, and leaves votes uncharged",
     "privbayes": "it divides the noise of a count by the number of patients, so that the noise all but vanishes",
     "aim": "it runs on the real rows again, at full epsilon, each time rows are drawn",
 }

@@ -105,7 +105,7 @@ def _mlp_nodes(weights: Arrays, prefix: str, entry: str, activation: str, residu
 
     nodes, last = [], entry
     layers = sum(n.startswith(prefix) and n.endswith(".model.0.weight") for n in weights)
-    slope = {"alpha": 0.01} if activation == "LeakyRelu" else {}
+    slope: dict[str, Any] = {"alpha": 0.01} if activation == "LeakyRelu" else {}
     for k in range(layers):
         name = f"{prefix}model.{k}.model.0"
         nodes += [

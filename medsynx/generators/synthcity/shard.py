@@ -8,6 +8,7 @@ and seeds are not used; neither is adsgan's identifiability penalty, which would
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,7 +130,7 @@ def train(
     torch.manual_seed(int.from_bytes(os.urandom(4), "big"))
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     sampler, codes = PatientSampler(patients), patients.codes
-    settings = {"noise_multiplier": priced.noise_multiplier, "clip_norm": p.clip_norm, "batch": p.batch}
+    settings: dict[str, Any] = {"noise_multiplier": priced.noise_multiplier, "clip_norm": p.clip_norm, "batch": p.batch}
 
     def batch() -> Tensor:
         return torch.from_numpy(codec.to_onehot(codes[sampler.sample(rate)], study))
@@ -147,12 +148,16 @@ def train(
     def fakes(rows: int) -> Tensor:
         return fake_rows(shared(torch.randn(rows, p.latent)), sizes)
 
+    def on_rows(net: nn.Module, rows: Tensor) -> Tensor:
+        return F.softplus(-net(rows))[:, 0]
+
+    def on_fakes(net: nn.Module) -> Tensor:
+        return F.softplus(net(fake)).mean()
+
     for number in range(1, steps + 1):
         with torch.no_grad():
             fake = fakes(p.batch)
-        trainer.step(
-            batch(), lambda net, rows: F.softplus(-net(rows))[:, 0], lambda net, f=fake: F.softplus(net(f)).mean()
-        )
+        trainer.step(batch(), on_rows, on_fakes)
         if number % p.generator_every == 0:
             ahead.zero_grad()
             F.softplus(-trainer.network(fakes(2 * p.batch))).mean().backward()

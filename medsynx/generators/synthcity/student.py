@@ -51,8 +51,8 @@ def train(study: Study, p: Student, taught: Artefact) -> Artefact:
     with tempfile.TemporaryDirectory() as folder:
         made, latent = run_child(Path(folder), rows, job, p.seconds)
     notes = (
-        f"The {p.plugin} of Synthcity learnt from {p.rows:,} rows drawn from a generator of the family {p.teacher.name}, which spent the whole budget. "
-        "It saw no patient: what it adds is post-processing and costs no privacy.",
+        f"The {p.plugin} of Synthcity learnt from {p.rows:,} rows drawn from a generator of the family {p.teacher.name}, "
+        "which spent the whole budget. It saw no patient: what it adds is post-processing and costs no privacy.",
         *taught.notes,
     )
     name = "generator.onnx" if latent else "pool.parquet"

@@ -106,7 +106,7 @@ def network(job: dict[str, Any], codes: Codes) -> tuple[bytes, int]:
     from synthcity.plugins.core.dataloader import GenericDataLoader
     from synthcity.plugins.core.models.tabular_encoder import TabularEncoder
 
-    class OneHot(TabularEncoder):  # type: ignore[misc]
+    class OneHot(TabularEncoder):
         """Every column one-hot, however many codes it has: the network's outputs then are one block of logits a column."""
 
         def __init__(self, **settings: Any) -> None:
@@ -128,6 +128,9 @@ def network(job: dict[str, Any], codes: Codes) -> tuple[bytes, int]:
         offset += len(present)
 
     class Whole(torch.nn.Module):
+        conditions: torch.Tensor
+        order: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.body = body
