@@ -73,7 +73,8 @@ def pool(job: dict[str, Any], codes: Codes) -> Codes:
         codes = codes[usable]
     frame, found = ranked(codes)
     if alive:
-        frame[f"c{time}"] = codes[:, time] + 0.5  # the middle of a bin, so that no follow-up takes no time
+        # A value within the bin: Synthcity would number few distinct times from 0, and then refuse a follow-up of 0.
+        frame[f"c{time}"] = codes[:, time] + np.random.default_rng(job["seed"]).uniform(0.05, 0.95, len(codes))
         frame[f"c{event}"] = np.isin(codes[:, event], alive["yes"]).astype(int)
         horizons = np.quantile(frame[f"c{time}"], [0.25, 0.5, 0.75]).tolist()
         loader: Any = SurvivalAnalysisDataLoader(
