@@ -15,6 +15,10 @@ CODES: dict[str, tuple[int, str]] = {
     # study manifest (10-19)
     "study-invalid": (10, "Correct the listed paths, then run `medsynx study check FILE` again."),
     "study-unreadable": (11, "Give a YAML or JSON file with one study manifest."),
+    "plugin-unsound": (
+        12,
+        "Name another plugin, or a family of MedSynX; docs/synthcity.md shows what is wrong with this one.",
+    ),
     # tables (20-29)
     "table-unreadable": (20, "Save the table as UTF-8 CSV or Parquet with one header line."),
     "table-empty": (21, "Give a table with at least one row."),
@@ -54,6 +58,7 @@ CODES: dict[str, tuple[int, str]] = {
         "Bring every site's roster up to date, then let its privacy officer approve the study again.",
     ),
     "secure-sum-refused": (45, "The secure sum broke its rules; the site's own log says which. Start a new run."),
+    "student-failed": (46, "Name another plugin, fewer rows or iterations, or give it more seconds."),
     # bundle and sampling (50-59)
     "bundle-unreadable": (50, "Give a bundle file written by MedSynX."),
     "bundle-signature": (51, "Do not use this bundle: fetch it again from its coordinator, or give the right --key."),

@@ -310,6 +310,8 @@ def parse_study(raw: object, source: str = "study") -> Study:
     problems += _across(raw)
     if study is not None:
         problems += _small_delta(study)
+    if study is not None and not problems:
+        problems += _asked_by_family(study)
     if study is not None and study.constraints and not problems:
         problems += _constraints(study)
     if problems:
@@ -322,10 +324,20 @@ def parse_study(raw: object, source: str = "study") -> Study:
 
 def _small_delta(study: Study) -> list[str]:
     """A delta above one in the expected patients would allow a mechanism that publishes one of them whole."""
-    patients = study.family.parameters.get("patients")
+    parameters = study.family.parameters
+    taught = parameters.get("teacher") or {}
+    patients = {**(taught.get("parameters") or {}), **parameters}.get("patients")
     if isinstance(patients, int) and study.privacy.delta * patients > 1:
         return [f"privacy.delta: {study.privacy.delta:g} is more than one in {patients:,} expected patients"]
     return []
+
+
+def _asked_by_family(study: Study) -> list[str]:
+    """What a family's parameters need of the rest of the study, for the families that say so."""
+    from medsynx.generators import get_family
+
+    problems = getattr(get_family(study.family.name), "problems", None)
+    return problems(study) if problems else []
 
 
 def _constraints(study: Study) -> list[str]:

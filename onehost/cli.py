@@ -41,6 +41,10 @@ def simulate(
     family: Annotated[
         str | None, typer.Option(help="Another family than the manifest's, with its default parameters.")
     ] = None,
+    parameters: Annotated[
+        str | None,
+        typer.Option(help="The family's parameters as a JSON object, in place of the manifest's or the defaults."),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Fixes the rows that the direct figures judge. Privacy noise is never seeded.")
     ] = None,
@@ -62,7 +66,9 @@ def simulate(
 
     console = Console(stderr=True)
     manifest = load_study(study)
-    if family and family != manifest.family.name:
+    if parameters is not None:
+        manifest = manifest.with_family(family or manifest.family.name, _object(parameters))
+    elif family and family != manifest.family.name:
         manifest = manifest.with_family(family)
     columns = (
         TextColumn("{task.description}"),
@@ -81,6 +87,14 @@ def simulate(
         typer.echo(json.dumps(result))
     else:
         _show(result)
+
+
+def _object(text: str) -> dict[str, Any]:
+    """A JSON object given on the command line."""
+    with contextlib.suppress(ValueError):
+        if isinstance(found := json.loads(text), dict):
+            return found
+    raise typer.BadParameter("not a JSON object", param_hint="--parameters")
 
 
 def _show(result: dict[str, Any]) -> None:

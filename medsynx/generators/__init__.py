@@ -10,6 +10,7 @@ from medsynx.generators.base import Family
 FAMILIES: dict[str, str] = {
     "marginals": "medsynx.generators.marginals:Marginals",
     "dp-gan": "medsynx.generators.dp_gan:DpGan",
+    "synthcity": "medsynx.generators.synthcity:Synthcity",
     "mean-embedding": "medsynx.generators.mean_embedding:MeanEmbedding",
     "moments": "medsynx.generators.moments:Moments",
 }
