@@ -58,8 +58,13 @@ class Layout:
         if not len(patients.codes):
             return out
         label, unit = patients.codes[:, 0], UNIT // np.bincount(patients.patient)[patients.patient]
-        found = in_batches(lambda images, _: self.scattering(images), patients.images, label)
-        logits = found.astype(np.float64) @ weights.T + bias
+
+        def said(images: NDArray[np.float32], _: NDArray[np.int64]) -> NDArray[np.float64]:
+            return self.scattering(images).astype(np.float64) @ weights.T + bias
+
+        logits = in_batches(
+            said, patients.images, label
+        )  # in batches too: no patient may move another's answer by a last bit
         np.add.at(out, label * self.classes + logits.argmax(axis=1), unit)
         for k, name in enumerate(self.scored):
             others = np.delete(logits, name, axis=1)

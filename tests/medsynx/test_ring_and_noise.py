@@ -106,10 +106,10 @@ def test_the_coarsest_grid_is_never_worse_than_what_is_charged():
 
 
 def test_a_share_too_fine_for_the_grid_is_refused_before_anything_is_approved(raw_study):
-    raw_study["privacy"] |= {"epsilon": 90, "trust": "secure-sum"}
+    raw_study["privacy"] |= {"epsilon": 8, "trust": "secure-sum"}
     raw_study["rounds"]["quorum"] = 2
     assert priced_plan(parse_study(raw_study)).steps
-    raw_study["rounds"]["quorum"] = 10_000
+    raw_study["rounds"]["quorum"] = 100_000
     with pytest.raises(MedsynxError, match="units, 64 are the least") as caught:
         priced_plan(parse_study(raw_study))
     assert caught.value.code == "budget-impossible"
