@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 NORM = 2**16  #: L2 norm, in units, of one patient's part of the sum
 FED = 2**6  #: units that a layer's input of 1 counts
 SLOPE = 0.2  #: of the leaky ReLU
+#: Rows computed at a time. Every batch is filled up to it: a matrix product of another shape adds up in another order, and a row's integers
+#: must not depend on who else is in the sample.
+BATCH = 128
 SENSITIVITY = Sensitivity(
     float(NORM), float(NORM), "a patient lends one record, whose integer gradient of a larger norm is left out"
 )
@@ -89,6 +92,18 @@ def clipped_sum(
         rows: one-hot, shape (rows, width).
         real: log-likelihood of being real, or of being fake.
     """
+    total = np.zeros(sum(layer.size for layer in critic), np.int64)
+    for start in range(0, len(rows), BATCH):
+        chunk = rows[start : start + BATCH]
+        full = np.concatenate([chunk, np.zeros((BATCH - len(chunk), rows.shape[1]))])
+        total += _batch_sum(critic, full, np.arange(BATCH) < len(chunk), clip_norm, real)
+    return total
+
+
+def _batch_sum(
+    critic: list[NDArray[np.float64]], rows: NDArray[np.float64], there: NDArray[np.bool_], clip_norm: float, real: bool
+) -> NDArray[np.int64]:
+    """:func:`clipped_sum` of the rows that are ``there``."""
     with np.errstate(all="ignore"):
         fed, slopes, last = [], [], rows
         for layer in critic:
@@ -104,6 +119,7 @@ def clipped_sum(
         scale = np.minimum(1, clip_norm / norm) * (NORM / clip_norm / FED)
         whole = [(np.trunc(d * scale[:, None]), np.trunc(a * FED)) for d, a in zip(flows, fed, strict=True)]
         bounded = np.sum([_squares(d) * _squares(a) for d, a in whole], axis=0) <= NORM**2  # false for NaN
+        bounded &= there
     parts = [(np.where(bounded[:, None], d, 0).T @ np.where(bounded[:, None], a, 0)).ravel() for d, a in whole]
     return np.concatenate(parts).astype(np.int64)
 

@@ -12,7 +12,7 @@ import torch
 
 from evaluation.programme import priced_plan
 from medsynx import codec
-from medsynx.generators import get_family
+from medsynx.generators import dp_gan_sum, get_family
 from medsynx.generators.base import Patients, State, Total
 from medsynx.generators.dp_gan import Parameters
 from medsynx.generators.dp_gan_training import CriticTrainer, SecretNoise, SecretNoiseOptimizer
@@ -128,6 +128,76 @@ def no_cap_on_records(monkeypatch):
 def test_a_fault_in_the_sums_is_found(tmp_path, monkeypatch, fault):
     fault(monkeypatch)
     assert audit_sums(tmp_path) > STUDY.privacy.epsilon
+
+
+# -- sums of gradients: a Poisson sample of patients, noised at the door
+
+SUMMED = parse_study(
+    {
+        **RAW,
+        "family": {
+            "name": "dp-gan",
+            "parameters": {
+                "gradients": "summed",
+                "rounds": 4,
+                "critic_hidden": 4,
+                "hidden": 8,
+                "sample_rate": 0.1,
+                "clip_norm": 0.1,
+            },
+        },
+        "privacy": {**RAW["privacy"], "delta": 1e-3},
+        "evaluation": {"federated": False},
+    }
+)
+SUMMED_PLAN = priced_plan(SUMMED)
+
+
+def summed_score(door: door_module.Door, patients: Patients, mean: np.ndarray, state: State) -> float:
+    """Log likelihood ratio of the rounds, the canary being the only patient there may be; ``mean`` is its integer gradient."""
+    family, score = get_family("dp-gan"), 0.0
+    for priced in SUMMED_PLAN.steps[1:]:
+        raw = family.contribute(SUMMED, priced, state, patients, {})
+        seen = integers(door._sum(Permit(SUMMED, "table", "run", priced, private=True, masked=False), raw, None))
+        likely = float(seen @ mean - mean @ mean / 2) / priced.noise_std**2
+        rate = priced.step.sampling.rate
+        score += float(np.logaddexp(np.log1p(-rate), np.log(rate) + likely))
+    return score
+
+
+def audit_summed_gradients(tmp_path, runs: int = 400) -> float:
+    """The critic is held still and aimed at the canary: what the coordinator learns meanwhile is post-processing."""
+    door = door_module.Door(make_site(tmp_path / "site", SUMMED, tables()[0]))
+    codes = np.zeros((1, len(codec.sizes(SUMMED))), np.int64)
+    worlds = Patients(codes[:0], np.zeros(0, np.int64)), Patients(codes, np.zeros(1, np.int64))
+    state = State(dp_gan_sum.start(SUMMED, Parameters.model_validate(SUMMED.family.parameters), {}))
+    critic = dp_gan_sum.critic_of(state.arrays, sum(codec.sizes(SUMMED)), 4)
+    row = codec.to_onehot(codes, SUMMED).astype(float)
+    mean = dp_gan_sum.clipped_sum(critic, row, 0.1, real=True).astype(float)
+    assert 0.9 * dp_gan_sum.NORM < np.linalg.norm(mean) <= dp_gan_sum.NORM
+    scores = [np.array([summed_score(door, w, mean, state) for _ in range(runs)]) for w in worlds]
+    return epsilon_lower_bound(scores[0], scores[1], SUMMED.privacy.delta)
+
+
+def test_sums_of_gradients_stay_below_their_claim(tmp_path):
+    assert audit_summed_gradients(tmp_path) <= SUMMED.privacy.epsilon
+
+
+def everyone_joins(monkeypatch):
+    monkeypatch.setattr(
+        "medsynx.generators.dp_gan_training.poisson_sample", lambda secret, first, count, rate: first, raising=True
+    )
+
+
+def noise_of_gradients_divided_by_n(monkeypatch):
+    real = door_module.discrete_gaussian
+    monkeypatch.setattr(door_module, "discrete_gaussian", lambda std, size: real(std / 50, size))
+
+
+@pytest.mark.parametrize("fault", [everyone_joins, noise_of_gradients_divided_by_n])
+def test_a_fault_in_the_sums_of_gradients_is_found(tmp_path, monkeypatch, fault):
+    fault(monkeypatch)
+    assert audit_summed_gradients(tmp_path) > SUMMED.privacy.epsilon
 
 
 # -- asking again: a generator that goes back to the rows for each sample gives fresh noise each time, and the mean of it tells

@@ -61,6 +61,16 @@ def test_no_row_and_no_critic_moves_the_sum_by_more_than_its_norm(seed, scale, c
     assert np.array_equal(with_ - without, summed.clipped_sum(layers, one, clip, real=real)), "sums are exact"
 
 
+def test_a_rows_integers_do_not_depend_on_who_else_is_there():
+    """At a width where a matrix product of another shape adds up in another order."""
+    rng = np.random.default_rng(3)
+    layers = [rng.normal(0, 0.3, (out, fed + 1)) for out, fed in summed.widths(130, 32)]
+    some = np.eye(130)[rng.integers(0, 130, (300, 13))].sum(axis=1)
+    alone = sum(summed.clipped_sum(layers, row[None], 1.0, real=True) for row in some)
+    for order in (np.arange(300), rng.permutation(300)):
+        assert (summed.clipped_sum(layers, some[order], 1.0, real=True) == alone).all()
+
+
 @pytest.mark.parametrize("real", [True, False])
 def test_it_is_the_clipped_gradient_of_the_loss(real):
     layers, batch, clip = critic(3, 1.0), rows(9, 4), 0.7
@@ -116,7 +126,7 @@ def test_the_door_adds_the_share_that_was_priced(study, tmp_path, monkeypatch):
     patients = Patients(codec.encode(small_table(200, 1), study)[0], np.arange(200))
     door = Door(make_site(tmp_path / "site", study, small_table(200, 1)), simulated=True)
     made = FAMILY.contribute(study, priced, begun(study), patients, {})
-    door._sum(Permit(study, "table", "run", priced, private=True), made)
+    door._sum(Permit(study, "table", "run", priced, private=True, masked=False), made, None)
     assert drawn == [pytest.approx(priced.noise_multiplier * summed.NORM / 2)]
 
 
