@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from queue import Empty, Queue
 from typing import TYPE_CHECKING
 
 from flwr.app import Message
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
 POLL_SECONDS = 0.5
+Inbox = Queue[tuple[str, Message | Exception]]  #: a site and its reply, or what the SuperLink's failure was
 
 
 class FlowerFederation:
@@ -35,7 +38,11 @@ class FlowerFederation:
         return sorted(site for site, node in self.roster.items() if node in online)
 
     def ask(self, request: Requests, sites: list[str], deadline_seconds: float) -> list[Answer]:
-        """Push one message a site, collect replies until the deadline. A site Flower calls unavailable is offline, a silent one late."""
+        """Push one message a site, collect replies until the deadline. A site Flower calls unavailable is offline, a silent one late.
+
+        Each site's reply is pulled by a thread of its own: Flower waits for minutes for the objects of a reply whose sender died half-way, and the
+        other sites' replies must not wait with it.
+        """
         answers: dict[str, Answer] = {}
         asked = [s for s in sorted(sites) if s in self.roster]
         answers.update({s: Answer(s, None, "offline") for s in sites if s not in self.roster})
@@ -44,17 +51,32 @@ class FlowerFederation:
         else:
             records = {s: request_to_records(request[s]) for s in asked}
         messages = [Message(records[s], self.roster[s], ACTION, ttl=deadline_seconds + 60) for s in asked]
+        until, inbox = time.monotonic() + deadline_seconds, Inbox()
         # The grid answers with one id a message, in order; an empty one was not taken.
-        waiting = {m: s for m, s in zip(self.grid.push_messages(messages), asked, strict=True) if m}
-        until = time.monotonic() + deadline_seconds
-        while waiting and time.monotonic() < until:
-            for reply in self.grid.pull_messages(list(waiting)):
-                site = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if site is not None:
-                    answers[site] = _answer(site, reply, self.roster[site])
-            if waiting:
-                time.sleep(POLL_SECONDS)
+        taken = {s: m for s, m in zip(asked, self.grid.push_messages(messages), strict=True) if m}
+        for site, number in taken.items():
+            threading.Thread(target=self._pull, args=(site, number, until, inbox), daemon=True).start()
+        waiting = set(taken)
+        while waiting and (left := until - time.monotonic()) > 0:
+            try:
+                site, reply = inbox.get(timeout=left)
+            except Empty:
+                break
+            if isinstance(reply, Exception):
+                raise reply
+            waiting.discard(site)
+            answers[site] = _answer(site, reply, self.roster[site])
         return [answers.get(s, Answer(s, None, "late")) for s in sorted(sites)]
+
+    def _pull(self, site: str, number: str, until: float, inbox: Inbox) -> None:
+        try:
+            while time.monotonic() < until:
+                for reply in self.grid.pull_messages([number]):
+                    inbox.put((site, reply))
+                    return
+                time.sleep(POLL_SECONDS)
+        except Exception as error:  # the SuperLink's, not the site's: told to whoever asked
+            inbox.put((site, error))
 
 
 def _answer(site: str, reply: Message, node: int) -> Answer:

@@ -58,3 +58,37 @@ def test_a_reply_that_does_not_say_it_is_private_is_not():
     assert reply_from_records(records).private is False
     with pytest.raises((ValueError, KeyError, TypeError)):
         request_from_records(records)
+
+
+def test_a_site_that_died_while_it_sent_holds_up_nobody(monkeypatch):
+    """Flower waits for the objects of a half-sent reply inside ``pull_messages``; the other sites' replies count meanwhile."""
+    import threading
+    import time
+    from types import SimpleNamespace
+
+    from strategies.flower import FlowerFederation
+
+    class Grid:
+        def push_messages(self, messages):
+            self.sent = {f"m{node}": node for node in messages}
+            return list(self.sent)
+
+        def pull_messages(self, ids):
+            if "m2" in ids:
+                threading.Event().wait(30)
+            return [
+                SimpleNamespace(
+                    has_error=lambda: False,
+                    metadata=SimpleNamespace(src_node_id=self.sent[i], reply_to_message_id=i),
+                    content=reply_to_records(Reply(message={"from": i})),
+                )
+                for i in ids
+            ]
+
+    monkeypatch.setattr("strategies.flower.Message", lambda records, node, action, ttl: node)
+    federation = FlowerFederation(Grid(), {"east": 1, "north": 2, "west": 3})
+    began = time.monotonic()
+    answers = federation.ask(Request("r", "d" * 64, "s", State()), ["east", "north", "west", "ghost"], 1.5)
+    assert time.monotonic() - began < 10
+    assert {a.site: a.reason for a in answers} == {"east": None, "ghost": "offline", "north": "late", "west": None}
+    assert answers[0].reply.message == {"from": "m1"} and answers[3].reply.message == {"from": "m3"}
