@@ -67,11 +67,21 @@ class SecretNoise:
 
 
 class SecretNoiseOptimizer(DPOptimizer):
-    """Opacus' optimiser with :class:`SecretNoise` in place of torch's generator."""
+    """Opacus' optimiser with :class:`SecretNoise` in place of torch's generator, and a clip that holds for overflowing gradients too."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, secret: SecretNoise, **settings: Any) -> None:
         super().__init__(optimizer, **settings)
         self.secret = secret
+
+    def clip_and_accumulate(self) -> None:
+        """Entries of a patient's gradient that are no finite numbers count as 0.
+
+        Clipping cannot shorten them. A coordinator could choose weights that overflow on one rare value: the site would then fail exactly
+        when a patient has it.
+        """
+        for p in self.params:
+            p.grad_sample = torch.nan_to_num(p.grad_sample, nan=0.0, posinf=0.0, neginf=0.0)
+        super().clip_and_accumulate()
 
     def add_noise(self) -> None:
         """Noise of ``noise_multiplier * max_grad_norm`` on the summed clipped gradients."""

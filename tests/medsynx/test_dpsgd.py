@@ -39,6 +39,22 @@ def test_one_patient_moves_the_sum_by_the_clip_norm_and_the_divisor_is_public():
     assert torch.allclose(noised_sum(trainer(0.0), rows(24)), 2 * base, atol=1e-5)
 
 
+def test_weights_that_overflow_on_one_value_do_not_tell_who_has_it():
+    """A patient whose gradient is no number moves the sum by the clip norm at most, and the site has weights to send as without it."""
+    sums = []
+    for real in (rows(5), rows(6)):  # the sixth alone has the last value
+        t = trainer(0.0)
+        with torch.no_grad():
+            t.network._module[0].weight[:, WIDTH - 1] = 3e38
+            t.network._module[2].weight.fill_(10.0)
+        t.optimizer.attach_step_hook(
+            lambda _, t=t: sums.append(torch.cat([q.grad.flatten().clone() for q in t.parameters]) * BATCH)
+        )
+        t.step(real, lambda net, r: net(r)[:, 0] ** 2)
+        assert all(np.isfinite(a).all() for a in t.weights().values())
+    assert (sums[1] - sums[0]).norm() <= CLIP * (1 + 1e-4)
+
+
 def test_noise_has_its_size_meets_empty_batches_and_no_seed_reaches_it():
     nobody = torch.zeros((0, WIDTH))
     draws = [noised_sum(trainer(3.0), nobody) for _ in range(40)]  # each trainer seeds torch alike
