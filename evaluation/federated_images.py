@@ -68,8 +68,9 @@ class Layout:
         np.add.at(out, label * self.classes + logits.argmax(axis=1), unit)
         for k, name in enumerate(self.scored):
             others = np.delete(logits, name, axis=1)
-            most = others.max(axis=1, keepdims=True)
-            score = logits[:, name] - most[:, 0] - np.log(np.exp(others - most).sum(axis=1))
+            with np.errstate(all="ignore"):  # the classifier comes from outside and may overflow
+                most = others.max(axis=1, keepdims=True)
+                score = logits[:, name] - most[:, 0] - np.log(np.exp(others - most).sum(axis=1))
             place = self.answers + (2 * k + (label == name)) * scorecard.BINS
             np.add.at(out, place + scorecard.binned(score), unit)
         return out

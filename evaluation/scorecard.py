@@ -54,8 +54,9 @@ def score_bins(codes: Codes, sizes: Sequence[int], task: Target, card: NDArray[n
 
 
 def binned(score: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Each score's public bin."""
-    return np.clip(np.floor((score + SPAN) / (2 * SPAN) * BINS), 0, BINS - 1).astype(np.int64)
+    """Each score's public bin. What is no number, from weights that overflow on this row, counts as 0: no row may make a site fail."""
+    inside = np.clip(np.nan_to_num(score, nan=0.0), -SPAN, SPAN)
+    return np.minimum(np.floor((inside + SPAN) / (2 * SPAN) * BINS), BINS - 1).astype(np.int64)
 
 
 def auc(histogram: NDArray[np.float64]) -> float | None:

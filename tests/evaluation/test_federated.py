@@ -205,6 +205,11 @@ def test_a_scorecard_that_does_not_fit_fails_for_every_table_alike(study, real):
                 JUDGE.contribute(study, priced, state, Patients(rows, np.arange(len(rows))), {})
 
 
+def test_every_score_has_a_bin():
+    found = scorecard.binned(np.array([np.nan, np.inf, -np.inf, -99.0, 0.0]))
+    assert found.tolist() == [8, 15, 0, 0, 8]
+
+
 def test_noise_does_not_pull_the_auc_towards_one_half():
     at = np.arange(16)
     shapes = np.stack([np.exp(-((at - 6) ** 2) / 8), np.exp(-((at - 11) ** 2) / 8)])

@@ -38,13 +38,15 @@ def judged(study, state, pixels, label, noise=True, seed=0):
     return figures(study, Evaluation().combine(study, priced, state, Total({"sum": vector + drawn}, std, 1)))
 
 
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+@pytest.mark.parametrize("size", [50, 1e308])
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2)), min_size=1, max_size=9), st.integers(0, 3))
-def test_a_patient_moves_the_tables_by_no_more_than_the_sensitivity(images, seed):
-    """Any images, any number, any labels, any classifier."""
+def test_a_patient_moves_the_tables_by_no_more_than_the_sensitivity(size, images, seed):
+    """Any images, any number, any labels, any classifier, one whose answers overflow among them."""
     study, rng = study_of("abc"), np.random.default_rng(seed)
     layout, step = Layout(study), Evaluation().plan(study)[0]
-    state = State({"weights": rng.normal(0, 50, (3, layout.scattering.width)), "bias": rng.normal(0, 50, 3)})
+    state = State({"weights": size * rng.uniform(-1, 1, (3, layout.scattering.width)), "bias": np.zeros(3)})
     drawn = np.random.default_rng(9).random((6, 12, 12)).round()
     others = np.random.default_rng(8).random((4, 12, 12)), [0, 1, 2, 2]
 
