@@ -64,7 +64,10 @@ class ImageSum:
             _, person, images = np.unique(person, return_inverse=True, return_counts=True)
             cell, place = np.unique(person * self.classes + label, return_inverse=True)
             mean = csr_matrix((1 / images[person], (place, np.arange(len(at)))), (len(cell), len(at)))
-            vectors = self._bounded(np.trunc(UNIT * (mean @ rows)).astype(np.int64), cell // self.classes)
+            entries = np.nan_to_num(mean @ rows, nan=0.0).clip(
+                -1, 1
+            )  # as they are, but for features that break their promise
+            vectors = self._bounded(np.trunc(UNIT * entries).astype(np.int64), cell // self.classes)
             np.add.at(out, cell % self.classes, vectors)
         return out.ravel()
 

@@ -115,19 +115,20 @@ def test_an_image_has_the_same_features_whoever_is_beside_it():
         assert (in_batches(lambda x, _: features(x), images[at], label[at]) == every[at]).all()
 
 
-def test_features_that_break_their_promise_are_cut_to_the_bound():
+@pytest.mark.parametrize("value", [50.0, 1e30, np.inf, np.nan])
+def test_features_that_break_their_promise_are_cut_to_the_bound(value):
     cargo = ImageSum(8, 2)
     pixels, label = stripes(40, 3)
     rows = patients_of(pixels / 255, label, np.arange(40) // 4)
     found = [
         cargo.add_up(
             patients_of(rows.images[i : i + 4], label[i : i + 4], np.zeros(4, int)),
-            lambda x, _: np.full((len(x), 8), 50.0),
+            lambda x, _: np.full((len(x), 8), value),
         )
         for i in range(0, 40, 4)
     ]
     assert all((v.astype(object) ** 2).sum() <= cargo.bound**2 for v in found)
-    assert (cargo.add_up(rows, lambda x, _: np.full((len(x), 8), 50.0)) == sum(found)).all()
+    assert (cargo.add_up(rows, lambda x, _: np.full((len(x), 8), value)) == sum(found)).all()
 
 
 def test_counts_are_of_patients():
