@@ -324,9 +324,10 @@ def parse_study(raw: object, source: str = "study") -> Study:
 
 def _small_delta(study: Study) -> list[str]:
     """A delta above one in the expected patients would allow a mechanism that publishes one of them whole."""
-    parameters = study.family.parameters
-    taught = parameters.get("teacher") or {}
-    patients = {**(taught.get("parameters") or {}), **parameters}.get("patients")
+    parameters: Any = study.family.parameters
+    if isinstance(parameters.get("teacher"), dict):  # what its own parameters may be, the family has said already
+        parameters = parameters["teacher"].get("parameters")
+    patients = parameters.get("patients") if isinstance(parameters, dict) else None
     if isinstance(patients, int) and study.privacy.delta * patients > 1:
         return [f"privacy.delta: {study.privacy.delta:g} is more than one in {patients:,} expected patients"]
     return []

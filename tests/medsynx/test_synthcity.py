@@ -70,6 +70,10 @@ def test_unsound_plugins_are_refused_by_name(plugin, mode):
             },
             "learns from patients",
         ),
+        ({"plugin": "arf", "mode": "student", "teacher": {"name": "moments"}}, "learns from patients"),
+        ({"plugin": "arf", "mode": "student", "teacher": "marginals"}, "teacher"),
+        ({"plugin": "arf", "mode": "student", "teacher": {"name": "marginals", "parameters": [1]}}, "parameters"),
+        ({"plugin": ["dpgan"], "mode": "student"}, "plugin"),
     ],
 )
 def test_what_does_not_fit_is_refused_when_the_study_is_read(parameters, said):

@@ -85,11 +85,11 @@ class Student(_Parameters):
 
     @model_validator(mode="after")
     def _teachable(self) -> Student:
-        from medsynx.generators import FAMILIES, get_family
+        from medsynx.generators import FAMILIES, IMAGE_FAMILIES, get_family
 
         name, raw = self.teacher.name, self.teacher.parameters
-        if name not in FAMILIES or raw.get("mode") == "student":
-            raise ValueError(f"the teacher {name!r} is not a family that learns from patients")
+        if name not in FAMILIES or name in IMAGE_FAMILIES or raw.get("mode") == "student":
+            raise ValueError(f"the teacher {name!r} is not a family that learns from patients' tables")
         if "centre" in raw:
             raise ValueError("a teacher's `centre` is not applied: its updates are averaged")
         get_family(name).parameters(raw)
@@ -103,8 +103,9 @@ def parse(raw: dict[str, Any]) -> Shard | Student:
         MedsynxError: ``plugin-unsound`` for a plugin that claims a privacy it does not give.
         pydantic.ValidationError: for anything else that is wrong.
     """
-    if raw.get("plugin") in UNSOUND:
-        raise MedsynxError("plugin-unsound", f"Synthcity's {raw['plugin']} is refused: {UNSOUND[raw['plugin']]}")
+    plugin = raw.get("plugin")
+    if isinstance(plugin, str) and plugin in UNSOUND:
+        raise MedsynxError("plugin-unsound", f"Synthcity's {plugin} is refused: {UNSOUND[plugin]}")
     return Shard.model_validate(raw) if _Mode.model_validate(raw).mode == "shard" else Student.model_validate(raw)
 
 
