@@ -40,7 +40,10 @@ def _session(model: bytes) -> Any:
     ort.disable_telemetry_events()
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    return ort.InferenceSession(model, options, providers=ort.get_available_providers())
+    try:
+        return ort.InferenceSession(model, options, providers=ort.get_available_providers())
+    except Exception:  # ONNX Runtime's own errors have no base class but this
+        raise ValueError("not a model that ONNX Runtime can run") from None
 
 
 class OnnxSoftmaxSampler:
@@ -90,13 +93,19 @@ class OnnxDiffusionSampler:
 
 
 class PoolSampler:
-    """Rows of a finished pool, drawn with equal chance: each once before any comes again."""
+    """Rows of a finished pool, drawn with equal chance: within one call each once before any comes again."""
 
     def __init__(self, table: bytes, sizes: tuple[int, ...]) -> None:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        found = pq.read_table(io.BytesIO(table))
-        codes = np.stack([found.column(str(j)).to_numpy() for j in range(len(sizes))], axis=1).astype(np.int64)
+        file, names = pq.ParquetFile(io.BytesIO(table)), [str(j) for j in range(len(sizes))]
+        if file.metadata.num_rows > MAX_ROWS or any(file.schema_arrow.field(n).type != pa.int32() for n in names):
+            raise ValueError(
+                "not a pool of codes, or larger than any"
+            )  # said by the header, before anything is unpacked
+        found = file.read(columns=names)
+        codes = np.stack([found.column(n).to_numpy() for n in names], axis=1).astype(np.int64)
         if not len(codes) or codes.min() < 0 or (codes >= np.asarray(sizes)).any():
             raise ValueError("the pool does not fit the dictionary")
         self.codes = codes
@@ -137,7 +146,14 @@ def open_sampler(manifest: dict[str, Any], files: dict[str, bytes], study: Study
                 return OnnxDiffusionSampler(files[name], timesteps, sizes)
             case {"kind": "parquet-pool", "file": str(name)}:
                 return PoolSampler(files[name], sizes)
-    except (KeyError, IndexError, TypeError, ValueError):
+    except (
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+        OSError,
+        NotImplementedError,
+    ):  # the last two are pyarrow's, of damaged pages
         raise MedsynxError("bundle-unreadable", "the sampler does not fit its files") from None
     raise MedsynxError("bundle-unreadable", "the bundle has a sampler this release does not know")
 

@@ -140,6 +140,35 @@ def test_a_pool_outside_the_dictionary_is_refused(study):
         open_sampler({"kind": "parquet-pool", "file": "p"}, {"p": pool_of(codes)}, study)
 
 
+def test_a_damaged_pool_is_refused_and_nothing_else_happens(study):
+    codes, rng = codec.encode(small_table(3000, 1), study)[0], np.random.default_rng(0)
+    whole = pool_of(codes)
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, len(whole), 3):
+            damaged[at] ^= 1 << int(rng.integers(8))
+        try:
+            sampler = open_sampler({"kind": "parquet-pool", "file": "p"}, {"p": bytes(damaged)}, study)
+        except MedsynxError as refused:
+            assert refused.code == "bundle-unreadable"
+        else:
+            assert (sampler.codes < codec.sizes(study)).all() and sampler.codes.min() >= 0
+
+
+def test_a_damaged_model_is_refused(study):
+    manifest = {"kind": "onnx-softmax", "file": "m", "latent": 4}
+    with pytest.raises(MedsynxError) as refused:
+        open_sampler(manifest, {"m": b"no model"}, study)
+    assert refused.value.code == "bundle-unreadable"
+
+
+def test_a_pool_that_would_unpack_to_more_rows_than_any_has_is_refused(study, monkeypatch):
+    monkeypatch.setattr("medsynx.samplers.MAX_ROWS", 19)
+    codes = codec.encode(small_table(20, 1), study)[0]
+    with pytest.raises(MedsynxError):
+        open_sampler({"kind": "parquet-pool", "file": "p"}, {"p": pool_of(codes)}, study)
+
+
 def test_diffusion_restores_what_its_network_knows(study):
     """A network that is sure of one row restores that row; one that knows nothing leaves chance."""
     sizes = codec.sizes(study)
