@@ -156,7 +156,7 @@ def _value(figures: dict[str, Any], name: str) -> float | None:
 def _held_out(study: Study, path: Path, strict: bool) -> Patients:
     """The hold-out file's records; whose they are matters to no figure."""
     if study.image:
-        return prepare_images(read_images(path), study, bytes(32), strict=strict).parts["all"]
+        return prepare_images(read_images(path, "test"), study, bytes(32), strict=strict).parts["all"]
     codes = codec.encode(read_table(path), study, strict=strict)[0]
     return Patients(codes, np.arange(len(codes)))
 

@@ -11,7 +11,7 @@ import math
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,10 @@ CHUNK = 1024  #: images scaled at a time
 Raw = dict[str, NDArray[Any]]
 
 
-def read_images(path: Path) -> Raw:
+def read_images(path: Path, part: Literal["train", "test"] = "train") -> Raw:
     """The arrays ``images``, ``labels`` and ``patients`` (where given) of an NPZ, as stored. Sizes are checked before anything is unpacked.
+
+    A file in MedMNIST's layout has several parts (``train_images``, ``test_labels``, ...); of such a file ``part`` is read.
 
     Raises:
         MedsynxError: ``images-unreadable`` or ``column-missing``.
@@ -37,11 +39,12 @@ def read_images(path: Path) -> Raw:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {e.filename.removesuffix(".npy"): e for e in archive.infolist()}
-            wanted = [n for n in ("images", "labels", "patients") if n in entries]
+            prefix = "" if "images" in entries else f"{part}_"
+            wanted = [n for n in ("images", "labels", "patients") if prefix + n in entries]
             for name in wanted:
-                _check_header(path, name, archive, entries[name])
+                _check_header(path, name, archive, entries[prefix + name])
         with np.load(path, allow_pickle=False) as held:
-            arrays: Raw = {str(name): held[name] for name in wanted}
+            arrays: Raw = {name: held[prefix + name] for name in wanted}
     except OSError as error:
         raise MedsynxError("images-unreadable", f"{path.name}: {error.strerror or 'cannot be read'}") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError):

@@ -124,6 +124,7 @@ def main() -> None:
     raw["family"] = {"name": args.family, "parameters": args.parameters}
     raw["privacy"]["epsilon"], raw["evaluation"] = args.epsilon, {"federated": False}
     raw["image"]["shape"] = [args.size, args.size, 1]
+    raw["rounds"]["quorum"] = SITES
     runs = [once(parse_study(raw), train, tested, seed) for seed in range(args.seeds)]
     print(
         json.dumps(

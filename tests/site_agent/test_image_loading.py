@@ -163,6 +163,10 @@ def test_files_that_are_not_what_they_should_be(tmp_path):
     whole = written(tmp_path, **raw_of()).read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     refusal(lambda: read_images(tmp_path / "cut.npz"), "images-unreadable")
+    parts = {f"{part}_{n}": a[k:] for k, part in enumerate(("train", "val", "test")) for n, a in raw_of().items()}
+    mnist = written(tmp_path, **parts)
+    assert (read_images(mnist)["images"] == raw_of()["images"]).all()
+    assert (read_images(mnist, "test")["labels"] == raw_of()["labels"][2:]).all()
     back = read_images(written(tmp_path, **raw_of(), extra=np.zeros(3)))
     assert set(back) == {"images", "labels"}, "nothing else of the file is read"
 
