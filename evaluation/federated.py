@@ -27,7 +27,7 @@ from medsynx.study import Study
 from medsynx.target import target
 
 REFERENCE, HOLDOUT = "evaluate: reference", "evaluate: hold-out"
-UNIT = 1024  #: cargo units a count (see medsynx.privacy on the grid)
+UNIT = 1024  #: cargo units a count (see medsynx.secure_sum.noise on the grid)
 COARSE = 4  #: groups a column has in the 2-way tables
 #: At most 4,800 cells of pairs; more columns than 25 have their pairs chosen by :func:`chosen_pairs`
 MAX_PAIRS = 300

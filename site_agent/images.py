@@ -188,6 +188,12 @@ def _column(raw: Raw, name: str, count: int) -> NDArray[Any]:
 
 def _patient_ids(raw: Raw, count: int, study: Study) -> list[str] | None:
     if "patients" not in raw:
+        if study.privacy.max_records_per_patient > 1:  # else each image would be protected as if it were a patient
+            raise MedsynxError(
+                "column-missing",
+                "the study counts several images a patient, and the file does not say whose they are",
+                hint="Add `patients`, the patient of each image.",
+            )
         return None
     ids = [
         v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +12,8 @@ from opacus.grad_sample import GradSampleModule
 from torch import Tensor, nn
 
 from medsynx.generators.base import Arrays, Patients
-from medsynx.generators.dp_gan_training import SecretNoise, SecretNoiseOptimizer
-
-# torch tells that Opacus' hooks fire on a first layer whose input needs no gradient; that is how they are meant here.
-warnings.filterwarnings("ignore", message="Full backward hook is firing")
+from medsynx.generators.dp_gan_networks import plain, tensors
+from medsynx.generators.dp_gan_training import SecretNoise, SecretNoiseOptimizer, patient_rows, poisson_sample
 
 #: Layers through which one patient would reach another's gradient, or whose statistics would leave un-noised.
 MIXING = (nn.modules.batchnorm._NormBase,)
@@ -27,17 +24,11 @@ class PatientSampler:
 
     def __init__(self, patients: Patients) -> None:
         self.secret = SecretNoise()
-        self.order = np.argsort(patients.patient, kind="stable")
-        self.count = np.bincount(patients.patient) if len(self.order) else np.zeros(0, np.int64)
-        self.first = np.cumsum(self.count) - self.count
+        self.order, self.first, self.count = patient_rows(patients.patient)
 
     def sample(self, rate: float) -> NDArray[np.int64]:
         """Positions of the lent records, one a patient."""
-        joined = np.flatnonzero(self.secret.uniform(len(self.first)) <= rate) if len(self.first) else np.zeros(0, int)
-        if not len(joined):
-            return np.zeros(0, np.int64)
-        lent = np.floor((1 - self.secret.uniform(len(joined))) * self.count[joined]).astype(np.int64)
-        return self.order[self.first[joined] + lent]
+        return self.order[poisson_sample(self.secret, self.first, self.count, rate)]
 
 
 class PrivateTrainer:
@@ -109,12 +100,7 @@ class PrivateTrainer:
         return plain(self.network._module)
 
 
-def plain(module: nn.Module) -> Arrays:
-    """A module's state as arrays, float32 by name."""
-    return {n: t.detach().numpy().astype(np.float32) for n, t in module.state_dict().items()}
-
-
 def load(module: nn.Module, weights: Arrays) -> nn.Module:
     """The module with these weights, every name of both matched."""
-    module.load_state_dict({n: torch.from_numpy(np.array(a, np.float32)) for n, a in weights.items()}, strict=True)
+    module.load_state_dict(tensors(weights), strict=True)
     return module

@@ -19,7 +19,7 @@ from medsynx.generators.graphical.query import Measurement, Query
 from medsynx.plan import Sensitivity
 from medsynx.study import PrivacySpec
 
-#: L2 norm of a record in units: the accounting of :mod:`medsynx.privacy` asks for a noise of 256 units at least, a share of many sites' included.
+#: L2 norm of a record in units: a site's share of the noise has at least :data:`medsynx.secure_sum.noise.MIN_GRID` units, also of many sites.
 NORM = 2**14
 #: A count's units at most: an honest site's cell stays below the cargo's limit up to 131,072 records.
 MAX_UNIT = 2**13

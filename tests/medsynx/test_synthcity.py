@@ -278,6 +278,20 @@ def test_all_that_leaves_has_been_noised(plugin):
     assert all(not np.allclose(a[n], b[n], atol=1e-6) for n in a)
 
 
+def test_weights_that_overflow_on_one_level_do_not_tell_whether_a_patient_has_it():
+    """A coordinator's network that is no number for one level of one column: the site answers with or without such a patient."""
+    study = study_of("tvae")
+    weights = networks.initial_weights(networks.shapes("tvae", sum(codec.sizes(study)), 16, 4, 2), 0)
+    weights = {n: 30 * a for n, a in weights.items()}
+    weights["encoder.shared.model.0.model.0.weight"][:, codec.sizes(study)[0] + 1] = 3e38
+    for canary in (0, 1):
+        rows = _patients(study, 0)
+        rows.codes[:, 1] = 0
+        rows.codes[-1, 1] = canary
+        out = FAMILY.contribute(study, priced(study, 1.0, 1.0, 2), State(weights, {"rounds": 0}), rows, {})
+        assert all(np.isfinite(a).all() for a in out.arrays.values())
+
+
 @pytest.mark.parametrize("plugin", ["ctgan", "adsgan"])
 def test_the_generator_learns_from_the_critic_alone(plugin, monkeypatch):
     """The rows of a batch reach the private loss and nothing else: without the critic's step the generator does not know them."""

@@ -44,7 +44,7 @@ def by_content(patients):
 @pytest.mark.parametrize("grouped", [False, True])
 def test_removing_a_patient_changes_nobody_else(grouped):
     """Neither their part nor a bit of their images, however extreme the one who left."""
-    study = study_of(max_records_per_patient=3, records="averaged")
+    study = study_of(max_records_per_patient=3, records="averaged") if grouped else study_of()
     raw = raw_of(90)
     raw["images"][:2] = [np.zeros((12, 12)), np.full((12, 12), 255)]
     raw |= {"patients": np.array([f"P{i // 2}" for i in range(90)])} if grouped else {}
@@ -54,6 +54,12 @@ def test_removing_a_patient_changes_nobody_else(grouped):
         a, b = by_content(whole.parts[part]), by_content(less.parts[part])
         assert set(b) <= set(a) and len(a) - len(b) <= 2
     assert whole.parts["all"].count - less.parts["all"].count == 1
+
+
+def test_a_study_of_several_images_a_patient_asks_whose_they_are():
+    several = study_of(max_records_per_patient=3, records="averaged")
+    assert "whose" in refusal(lambda: prepare_images(raw_of(60), several, KEY), "column-missing")
+    assert prepare_images(raw_of(60, patients=np.arange(60)), several, KEY).parts["all"].count == 60
 
 
 def test_patients_with_the_same_images_choose_for_themselves():

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from medsynx import codec
 from medsynx.generators.base import Arrays, Patients
-from medsynx.generators.dpsgd import PatientSampler, PrivateTrainer, load, plain
+from medsynx.generators.dp_gan_networks import plain
+from medsynx.generators.dpsgd import PatientSampler, PrivateTrainer, load
 from medsynx.generators.synthcity.parameters import Shard
 from medsynx.plan import PricedStep
 from medsynx.study import Study
