@@ -189,7 +189,8 @@ def _progress() -> Iterator[None]:
 
     from medsynx.progress import listening
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", visible=False)
         with listening(
             lambda what, done, of: bar.update(task, description=what, completed=done, total=of, visible=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
 from medsynx.errors import MedsynxError
@@ -39,17 +38,14 @@ class Tail(io.RawIOBase):
 
 
 def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write a file whole or not at all, whatever stops it. Raises ``disk-full``."""
+    """Write a file whole or not at all, whatever stops it. Raises ``disk-full`` with what the disk says."""
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as out:
             out.writelines(chunks)
         part.replace(path)
     except OSError as error:
-        if error.errno in (ENOSPC, EDQUOT):
-            raise MedsynxError(
-                "disk-full", f"no space for {path.name}", hint="Free some space and try again."
-            ) from None
-        raise
+        hint = "Choose a folder that exists and has space."
+        raise MedsynxError("disk-full", f"{path} cannot be written: {error.strerror}", hint=hint) from None
     finally:
         part.unlink(missing_ok=True)

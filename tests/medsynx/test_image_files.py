@@ -249,6 +249,9 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     (tmp_path / "x.zip").write_bytes(b"old")
     with pytest.raises(KeyboardInterrupt):
         write_whole(tmp_path / "x.zip", breaks())
+    with pytest.raises(MedsynxError, match="No such file") as caught:
+        write_whole(tmp_path / "nowhere" / "x.zip", [b"x"])
+    assert caught.value.code == "disk-full"
     assert [f.name for f in tmp_path.iterdir()] == ["x.zip"] and (tmp_path / "x.zip").read_bytes() == b"old"
 
 
