@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import click
 import typer
@@ -137,11 +139,16 @@ def study_check(
 def generate(
     bundle: Annotated[Path, typer.Argument(help="A bundle file (.medsynx.zip).")],
     rows: Annotated[int, typer.Option(help="How many synthetic rows or images.")],
-    out: Annotated[Path, typer.Option(help="Target; .csv or .parquet for rows, .npz for images.")],
+    out: Annotated[
+        Path, typer.Option(help="Target; .csv or .parquet for rows, .npz or (with --format) .zip for images.")
+    ],
     seed: Annotated[int | None, typer.Option(help="Same bundle, rows and seed: same table.")] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(help="COLUMN=VALUE or COLUMN=LOW..HIGH; again for more columns, or for another value of one."),
+    ] = None,
+    form: Annotated[
+        Literal["png", "dicom", "nifti"] | None, typer.Option("--format", help="Images as such files, in a ZIP.")
     ] = None,
     key: Annotated[
         Path | None, typer.Option(help="The coordinator's public key; without it only integrity is checked.")
@@ -150,15 +157,21 @@ def generate(
     """Draw synthetic rows or images from a bundle, offline. With --where, rows follow the generator's distribution given that."""
     from medsynx.bundle import fingerprint, read_bundle
     from medsynx.conditions import parse_conditions
-    from medsynx.image_files import write_images
-    from medsynx.image_samplers import draw_images
+    from medsynx.image_files import archive, to_npz
     from medsynx.samplers import draw
+    from medsynx.streams import write_whole
     from medsynx.tables import write_table
 
     verified = read_bundle(bundle, trusted=frozenset({fingerprint(key.read_bytes())}) if key else None)
     image, conditions = verified.study.image, parse_conditions(where or (), verified.study)
-    if image and out.suffix.lower() == ".npz":
-        write_images(out, draw_images(verified, rows, seed), image)
+    if form and out.suffix.lower() != ".zip":
+        raise MedsynxError("request-invalid", f"--format {form} makes a ZIP", hint="Give an --out that ends in .zip.")
+    if form:
+        with _progress():
+            write_whole(out, archive(verified, rows, seed, form))
+    elif image and out.suffix.lower() == ".npz":
+        with _progress():
+            write_whole(out, [to_npz(verified, rows, seed)])
     else:
         write_table(out, draw(verified, rows, seed, conditions))
     note = "" if verified.private else " - NOT PRIVATE: noise was off in this run"
@@ -166,6 +179,23 @@ def generate(
         f"wrote {rows} {'images' if image else 'rows'} to {out} (signed by {verified.signer[:16]}{'' if key else ', origin not checked'}){note}",
         err=True,
     )
+
+
+@contextmanager
+def _progress() -> Iterator[None]:
+    """A bar of what is told within the block, gone afterwards."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from medsynx.progress import listening
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", visible=False)
+        with listening(
+            lambda what, done, of: bar.update(task, description=what, completed=done, total=of, visible=True)
+        ):
+            yield
 
 
 def _show_plan(summary: dict[str, Any]) -> None:

@@ -68,8 +68,10 @@ CODES: dict[str, tuple[int, str]] = {
     "condition-invalid": (55, "Name columns of the study, levels of the dictionary, or ranges that hold a whole bin."),
     "not-rows": (
         56,
-        "This generator makes images: `medsynx generate BUNDLE --rows N --out images.npz`, or the format npz of the API.",
+        "This generator makes images: give `medsynx generate` an --out images.npz, or --format png (dicom, nifti) and an "
+        "--out images.zip; the API has the formats npz, png, dicom and nifti.",
     ),
+    "not-images": (57, "This generator makes rows: ask for CSV or Parquet."),
     # server (60-69)
     "server-not-initialised": (60, "Run `medsynx server init` first."),
     "server-exists": (61, "The server is already set up; delete its folder to start over."),

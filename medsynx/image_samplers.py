@@ -7,6 +7,7 @@ covariance of each class's low frequencies).
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from medsynx.bundle import Bundle
 from medsynx.errors import MedsynxError
 from medsynx.image_spec import ImageSpec
+from medsynx.progress import track
 from medsynx.study import Study
 
 MAX_IMAGES, CHUNK = 1_000_000, 64
@@ -59,20 +61,33 @@ class ImageSampler:
 
     def sample(self, images: int, rng: np.random.Generator) -> Images:
         """Images whose classes follow the shares as closely as whole numbers can, in random order."""
+        return self.of(self.labels(images, rng), rng)
+
+    def labels(self, images: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Classes of that many images, as :meth:`sample` deals them."""
         share = self.shares / self.shares.sum()
         whole = np.floor(share * images).astype(int)
         short = images - whole.sum()
         whole[np.argsort(whole - share * images, kind="stable")[:short]] += 1
-        return self.of(rng.permutation(np.repeat(np.arange(len(share)), whole)), rng)
+        return rng.permutation(np.repeat(np.arange(len(share)), whole))
 
-    def of(self, label: NDArray[np.int64], rng: np.random.Generator) -> Images:
-        """One image of each given class. Raises ``condition-invalid`` for a class that is not made."""
+    def chunks(self, label: NDArray[np.int64], rng: np.random.Generator) -> Iterator[Images]:
+        """One image of each given class, a few at a time. Raises ``condition-invalid``, at once, for a class that is not made."""
         strange = sorted(set(np.unique(label).tolist()) - set(self.made))
         if strange:
             names = ", ".join(self.classes[k] for k in strange)
             raise MedsynxError("condition-invalid", f"noise hides how many patients have {names}: it is not made")
-        chunks = [self.painter.paint(label[i : i + CHUNK], rng) for i in range(0, len(label), CHUNK)]
-        return Images(np.concatenate(chunks), label.astype(np.int64))
+        some = (label[i : i + CHUNK] for i in range(0, len(label), CHUNK))
+        return (Images(self.painter.paint(part, rng), part.astype(np.int64)) for part in some)
+
+    def of(self, label: NDArray[np.int64], rng: np.random.Generator) -> Images:
+        """What :meth:`chunks` gives, in one."""
+        return _joined(self.chunks(label, rng))
+
+
+def _joined(chunks: Iterator[Images]) -> Images:
+    held = list(chunks)
+    return Images(np.concatenate([c.pixels for c in held]), np.concatenate([c.label for c in held]))
 
 
 class OnnxPainter:
@@ -154,9 +169,15 @@ def draw_images(bundle: Bundle, images: int, seed: int | None = None) -> Images:
     Raises:
         MedsynxError: ``rows-invalid``, or what :func:`open_image_sampler` raises.
     """
+    return _joined(draw_chunks(bundle, images, seed))
+
+
+def draw_chunks(bundle: Bundle, images: int, seed: int | None = None) -> Iterator[Images]:
+    """The images of :func:`draw_images`, a few at a time. Raises the same, before the first are drawn."""
     if not 1 <= images <= MAX_IMAGES:
         raise MedsynxError("rows-invalid", f"{images} images asked for", hint=f"Ask for 1 to {MAX_IMAGES:,} images.")
     prefix = "artefact/"
     files = {n.removeprefix(prefix): b for n, b in bundle.files.items() if n.startswith(prefix)}
     sampler = open_image_sampler(bundle.json("sampler.json"), files, bundle.study)
-    return sampler.sample(images, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    return track(sampler.chunks(sampler.labels(images, rng), rng), "drawing images", -(-images // CHUNK))

@@ -25,6 +25,7 @@ STATUS = {
     "file-exists": 409,
     "request-invalid": 422,
     "not-rows": 422,
+    "not-images": 422,
     "too-many-requests": 429,
     "server-not-initialised": 503,
 }

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
 from medsynx.bundle import Bundle
 from medsynx.errors import MedsynxError
-from medsynx.image_files import to_npz
-from medsynx.image_samplers import draw_images
+from medsynx.image_files import ARCHIVES, archive, image_spec, to_npz
 from medsynx.samplers import draw
+from medsynx.streams import Tail
 from server.auth.principal import SignedIn
 from server.database import Db
 from server.generators import service
@@ -23,21 +22,21 @@ from server.problems import RESPONSES
 if TYPE_CHECKING:
     import pandas as pd
 
-MEDIA = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet", "npz": "application/zip"}
-MAX_IMAGES = 10_000  #: in one answer: they are drawn before the first byte leaves
+MEDIA = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
+MAX_IMAGES = 10_000  #: in one answer; an NPZ is drawn before its first byte leaves
 router = APIRouter(prefix="/generators", tags=["samples"], responses=RESPONSES)
 
 
 class Order(BaseModel):
     """How many rows or images, in which format, given what. The same order gives the same ones when it has a seed.
 
-    ``format``: ``npz`` for images, the others for rows. ``conditions``, for rows: column -> a level, a number (its bin), null (missing), a list of
-    these, or ``{"min": a, "max": b}`` for a binned column.
+    ``format``: ``csv`` or ``parquet`` for rows; for images one ``npz``, or a ZIP of ``png``, ``dicom`` or ``nifti`` files. ``conditions``, for rows:
+    column -> a level, a number (its bin), null (missing), a list of these, or ``{"min": a, "max": b}`` for a binned column.
     """
 
     rows: int = Field(ge=1, le=1_000_000)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
-    format: Literal["csv", "parquet", "npz"] = "csv"
+    format: Literal["csv", "parquet", "npz", "png", "dicom", "nifti"] = "csv"
     conditions: dict[str, Any] = Field(default_factory=dict, max_length=256)
 
 
@@ -48,31 +47,34 @@ class Order(BaseModel):
     responses={
         200: {
             "content": {"text/csv": {}, "application/vnd.apache.parquet": {}, "application/zip": {}},
-            "description": "The rows, streamed; or images and labels as one NPZ.",
+            "description": "The rows, streamed; images and labels as one NPZ, or as files in a ZIP, streamed.",
         }
     },
 )
-def samples(generator_id: str, order: Order, request: Request, who: SignedIn, db: Db) -> Response:
+def samples(generator_id: str, order: Order, request: Request, who: SignedIn, db: Db) -> StreamingResponse:
     """Synthetic rows of a released generator, streamed, or its images."""
     found = service.released(service.find(db, generator_id, who))
     opened = service.open_bundle(request.app.state.folder, found)
-    named = {"Content-Disposition": f'attachment; filename="{found.name}-{order.rows}.{order.format}"'}
-    if order.format == "npz":
-        return Response(_npz(opened, order), media_type=MEDIA["npz"], headers=named)
-    chunks = draw(opened, order.rows, order.seed, order.conditions)
-    body = _csv(chunks) if order.format == "csv" else _parquet(chunks)
-    return StreamingResponse(body, media_type=MEDIA[order.format], headers=named)
+    ending = f"-{order.format}.zip" if order.format in ARCHIVES else f".{order.format}"
+    named = {"Content-Disposition": f'attachment; filename="{found.name}-{order.rows}{ending}"'}
+    if order.format in ("csv", "parquet"):
+        chunks = draw(opened, order.rows, order.seed, order.conditions)
+        body = _csv(chunks) if order.format == "csv" else _parquet(chunks)
+    else:
+        body = _images(opened, order)
+    return StreamingResponse(body, media_type=MEDIA.get(order.format, "application/zip"), headers=named)
 
 
-def _npz(bundle: Bundle, order: Order) -> bytes:
-    spec = bundle.study.image
-    if spec is None:
-        raise MedsynxError("request-invalid", "this generator makes rows", hint="Ask for the format csv or parquet.")
+def _images(bundle: Bundle, order: Order) -> Iterator[bytes]:
+    """Refusals come before the first byte."""
+    image_spec(bundle)
     if order.conditions:
         raise MedsynxError("condition-invalid", "images are drawn without conditions only")
     if order.rows > MAX_IMAGES:
         raise MedsynxError("rows-invalid", f"{order.rows} images asked for", hint=f"Ask for {MAX_IMAGES:,} at most.")
-    return to_npz(draw_images(bundle, order.rows, order.seed), spec)
+    if order.format == "npz":
+        return iter([to_npz(bundle, order.rows, order.seed)])
+    return archive(bundle, order.rows, order.seed, order.format)
 
 
 def _csv(chunks: Iterator[pd.DataFrame]) -> Iterator[bytes]:
@@ -85,32 +87,12 @@ def _parquet(chunks: Iterator[pd.DataFrame]) -> Iterator[bytes]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    sink, sent, writer = io.BytesIO(), 0, None
+    tail, writer = Tail(), None
     for chunk in chunks:
         table = pa.Table.from_pandas(chunk, preserve_index=False, schema=writer.schema if writer else None)
-        writer = writer or pq.ParquetWriter(pa.PythonFile(_Tail(sink), mode="w"), table.schema)
+        writer = writer or pq.ParquetWriter(pa.PythonFile(tail, mode="w"), table.schema)
         writer.write_table(table)
-        sent += len(data := sink.getvalue())
-        sink.seek(0), sink.truncate()
-        yield data
+        yield tail.take()
     if writer:
         writer.close()
-        yield sink.getvalue()
-
-
-class _Tail(io.RawIOBase):
-    """A writable file that keeps only what was not taken yet, and knows how far it has come."""
-
-    def __init__(self, sink: io.BytesIO) -> None:
-        self.sink, self.at = sink, 0
-
-    def writable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.at
-
-    def write(self, data: object) -> int:
-        size = self.sink.write(bytes(data))  # type: ignore[call-overload]
-        self.at += size
-        return size
+        yield tail.take()

@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from medsynx import __version__
+from medsynx import IMPLEMENTATION_UID, __version__
 from site_agent.deid.attributes import Walk
 from site_agent.deid.keys import SiteKey
 from site_agent.deid.model import Cleaned, Patient
@@ -37,7 +37,6 @@ STORAGE = "1.2.840.10008.5.1.4.1.1."
 ENCAPSULATED = STORAGE + "104."
 RAW = STORAGE + "66"
 VIDEO = ("1.2.840.10008.1.2.4.10",)  # MPEG-2, MPEG-4, HEVC: 1.2.840.10008.1.2.4.100 to .108
-IMPLEMENTATION = "2.25.302041970217489912276351822061345701209"  # a UUID drawn once for MedSynX
 IDENTIFIERS = ("PatientID", "OtherPatientIDs", "AccessionNumber", "StudyID", "AdmissionID", "IssuerOfPatientID")
 NAME_PARTS = re.compile(r"[^\W\d_]{2,}")
 MOST_INFLATED = 1 << 30
@@ -301,7 +300,7 @@ def _write(ds: FileDataset) -> bytes:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = ds.SOPClassUID, ds.SOPInstanceUID
     meta.TransferSyntaxUID = ds.file_meta.TransferSyntaxUID
-    meta.ImplementationClassUID, meta.ImplementationVersionName = UID(IMPLEMENTATION), f"MEDSYNX_{__version__}"[:16]
+    meta.ImplementationClassUID, meta.ImplementationVersionName = UID(IMPLEMENTATION_UID), f"MEDSYNX_{__version__}"[:16]
     ds.file_meta, ds.preamble = meta, b"\0" * 128
     buffer = io.BytesIO()
     try:

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -137,9 +138,23 @@ def test_the_server_releases_and_serves_images(outcome, desk, tmp_path):
     with np.load(io.BytesIO(npz.content)) as arrays:
         assert arrays["images"].shape == (30, 12, 12) and len(arrays["labels"]) == 30
     assert ask(rows=30, seed=4, format="npz").content == npz.content, "same seed, same images"
+    for form, suffix in (("png", ".png"), ("dicom", ".dcm"), ("nifti", ".nii")):
+        answer = ask(rows=30, seed=4, format=form)
+        assert (
+            answer.headers["content-type"] == "application/zip"
+            and f'stripes-30-{form}.zip"' in answer.headers["content-disposition"]
+        )
+        with zipfile.ZipFile(io.BytesIO(answer.content)) as held:
+            assert sum(name.endswith(suffix) for name in held.namelist()) == 30
+            about = json.loads(held.read("provenance.json"))
+        assert about["generator_id"] == made["id"] and about["study_digest"] == made["study_digest"]
+        assert about["privacy"]["epsilon_researcher"] == made["privacy"]["epsilon"]
+        assert about["privacy"]["epsilon_coordinator"] == made["privacy"]["epsilon_coordinator"]
     rows = ask(rows=5)
     assert (rows.status_code, rows.json()["code"]) == (422, "not-rows")
-    assert ask(rows=20_000, format="npz").json()["code"] == "rows-invalid"
+    for form in ("npz", "dicom"):
+        assert ask(rows=20_000, format=form).json()["code"] == "rows-invalid"
+        assert ask(rows=2, format=form, conditions={"class": "flat"}).json()["code"] == "condition-invalid"
 
 
 @pytest.mark.parametrize(

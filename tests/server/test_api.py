@@ -113,6 +113,10 @@ def test_from_upload_to_download(client, bundles):
     wrong = {**order, "conditions": {"sex": "X"}}
     assert code(client.post(f"{path}/samples", json=wrong, headers=researcher), 400) == "condition-invalid"
 
+    for form in ("npz", "dicom"):
+        images = client.post(f"{path}/samples", json={**order, "format": form}, headers=researcher)
+        assert code(images, 422) == "not-images"
+
     page = client.get(f"{path}/report", headers=researcher)
     assert page.text.startswith("<!doctype html>") and "default-src 'none'" in page.headers["content-security-policy"]
     report = client.get(f"{path}/report", headers={**researcher, "Accept": "application/json"}).json()
