@@ -353,3 +353,9 @@ def test_a_student_through_simulate(plugin, tmp_path):
     found = simulate(study, files, tmp_path / "run")
     rows = [next(iter(draw(read_bundle(Path(found["bundle"])), 50, 3))) for _ in range(2)]
     assert len(rows[0]) == 50 and rows[0].equals(rows[1]) and any("no patient" in n for n in found["notes"])
+
+
+def test_loading_the_library_leaves_the_standard_output_to_json():
+    code = "import medsynx.generators.synthcity.shard"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0 and done.stdout == b""

@@ -8,14 +8,12 @@ and seeds are not used; neither is adsgan's identifiability penalty, which would
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import redirect_stdout
 from typing import Any
 
 import numpy as np
 import torch
-from synthcity.plugins.core.models.mlp import MLP
-from synthcity.plugins.core.models.tabular_ddpm.gaussian_multinomial_diffsuion import get_beta_schedule
-from synthcity.plugins.core.models.tabular_ddpm.modules import DiffusionModel
-from synthcity.plugins.core.models.vae import Decoder, Encoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,6 +24,12 @@ from medsynx.generators.dpsgd import PatientSampler, PrivateTrainer, load
 from medsynx.generators.synthcity.parameters import Shard
 from medsynx.plan import PricedStep
 from medsynx.study import Study
+
+with redirect_stdout(sys.stderr):  # KeOps, which comes with it, greets where scripts read JSON
+    from synthcity.plugins.core.models.mlp import MLP
+    from synthcity.plugins.core.models.tabular_ddpm.gaussian_multinomial_diffsuion import get_beta_schedule
+    from synthcity.plugins.core.models.tabular_ddpm.modules import DiffusionModel
+    from synthcity.plugins.core.models.vae import Decoder, Encoder
 
 TEMPERATURE = 0.7  #: of the Gumbel softmax
 CPU = torch.device("cpu")
