@@ -23,6 +23,7 @@ import yaml
 from evaluation.programme import priced_plan
 from medsynx.bundle import new_key
 from medsynx.errors import MedsynxError
+from medsynx.generators import families_of
 from medsynx.study import Study, parse_study
 from onehost.certificates import Tls, write_secret
 from onehost.federation import LocalFederation, answers
@@ -62,7 +63,9 @@ def set_up(folder: Path, family: str | None) -> Stage:
         study = study.with_family(family)
     tables = deal_flchain(folder / "tables")
     limits = Limits(
-        epsilon_per_study=study.privacy.epsilon, epsilon_lifetime=study.privacy.epsilon, families=(study.family.name,)
+        epsilon_per_study=study.privacy.epsilon,
+        epsilon_lifetime=study.privacy.epsilon,
+        families=families_of(study.family),
     )
     sites = {}
     for name, table in tables.items():

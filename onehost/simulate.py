@@ -20,6 +20,7 @@ from evaluation import direct
 from medsynx import codec
 from medsynx.bundle import new_key
 from medsynx.errors import MedsynxError
+from medsynx.generators import families_of
 from medsynx.generators.base import ImagePatients, Patients
 from medsynx.image_samplers import open_image_sampler
 from medsynx.plan import Part
@@ -62,7 +63,7 @@ def make_sites(
         epsilon_lifetime=study.privacy.epsilon,
         delta=study.privacy.delta,
         minimum_patients=MINIMUM_PATIENTS,
-        families=(study.family.name,),
+        families=families_of(study.family),
         trust=(study.privacy.trust,),
     )
     sites = []

@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medsynx.errors import MedsynxError
+from medsynx.generators import families_of
 from medsynx.secure_sum.terms import roster_digest
 from medsynx.study import Study, TrustMode, parse_study
 from site_agent.identity import ROSTER, make_identity, read_roster
@@ -148,10 +149,13 @@ class SiteFolder:
 
 def check_policy(policy: SitePolicy, study: Study, dataset: str) -> None:
     """Raise ``policy-refused`` with the first rule a study breaks. Looks at no record."""
-    limits = policy.limits
+    limits, asked = policy.limits, families_of(study.family)
     rules = [
         (dataset in policy.datasets, f"data set {dataset} is not registered"),
-        (study.family.name in limits.families, f"family {study.family.name} is not among {', '.join(limits.families)}"),
+        (
+            set(asked) <= set(limits.families),
+            f"family {' with '.join(asked)} is not among {', '.join(limits.families)}",
+        ),
         (
             study.privacy.trust in limits.trust,
             f"trust mode {study.privacy.trust} is not among {', '.join(limits.trust)}",

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from medsynx.generators import families_of
 from medsynx.generators.base import Arrays
 from medsynx.secure_sum.ring import RING
 from medsynx.study import Study
@@ -34,7 +35,7 @@ def make_site(
         "epsilon_lifetime": study.privacy.epsilon,
         "delta": study.privacy.delta,
         "minimum_patients": 20,
-        "families": (study.family.name,),
+        "families": families_of(study.family),
         "trust": (study.privacy.trust,),
     }
     policy = SitePolicy(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from medsynx.generators.base import Family
+from medsynx.study import FamilySpec
 
 #: family name -> "module:class"; a new family is one new file and one line here.
 FAMILIES: dict[str, str] = {
@@ -23,3 +24,9 @@ def get_family(name: str) -> Family:
     module, _, attribute = FAMILIES[name].partition(":")
     family: Family = getattr(import_module(module), attribute)()
     return family
+
+
+def families_of(spec: FamilySpec) -> tuple[str, ...]:
+    """Names of every family that takes part: the study's own and, where it learns from another one's rows, that teacher. A site allows them all."""
+    teacher = getattr(get_family(spec.name).parameters(spec.parameters), "teacher", None)
+    return (spec.name, teacher.name) if teacher else (spec.name,)

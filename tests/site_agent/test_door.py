@@ -235,3 +235,12 @@ def test_what_left_without_noise_spoils_the_data_set_for_good(tmp_path, study):
     file = site.path / "site.yaml"
     file.write_text(file.read_text().replace("testing_without_noise: true", "testing_without_noise: false"))
     assert ask(site, study, run="run-2").refusal == "budget-exceeded"
+
+
+def test_a_site_must_allow_the_family_a_student_learns_from(tmp_path, raw_study):
+    raw_study["family"] = {"name": "synthcity", "parameters": {"plugin": "arf", "mode": "student"}}
+    study = parse_study(raw_study)
+    site = make_site(tmp_path / "n", study, small_table(300, 1), approve=False, families=("synthcity",))
+    with pytest.raises(MedsynxError, match="family synthcity with marginals is not among synthcity"):
+        site.approve(study, "table")
+    make_site(tmp_path / "m", study, small_table(300, 1), families=("synthcity", "marginals"))
