@@ -26,19 +26,14 @@ CELLS_MEGABYTES = 60_000 * 8 / 2**20
 
 def split(name: str, seed: int):
     """The hold-out of ``federated.py``'s seed: study, training rows, hold-out."""
-    from federated import FILES, ROOT
+    import federated
 
     from medsynx import codec
     from medsynx.study import load_study
-    from medsynx.tables import read_table
 
-    study = load_study(ROOT / "configs" / "studies" / f"{name}.yaml")
-    frame = read_table(Path(os.environ["MEDSYNX_DATA"]) / "tabular" / FILES[name])
-    rng = np.random.default_rng(seed)
-    unique = frame.index.unique()
-    kept = set(rng.permutation(unique)[: round(0.8 * len(unique))])
-    inside = frame.index.isin(kept)
-    return study, codec.encode(frame[inside], study)[0], codec.encode(frame[~inside], study)[0]
+    study = load_study(federated.ROOT / "configs" / "studies" / f"{name}.yaml")
+    parts = federated.split(study, name, Path(os.environ["MEDSYNX_DATA"]), np.random.default_rng(seed))
+    return study, *(codec.encode(part, study)[0] for part in parts)
 
 
 def export(options: argparse.Namespace) -> None:

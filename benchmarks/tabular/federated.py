@@ -71,16 +71,22 @@ def deal(frame: pd.DataFrame, study: Study, name: str, sites: int, rng: np.rando
     return [frame[at == k] for k in range(sites) if (at == k).sum() >= 20]
 
 
+def split(study: Study, name: str, data: Path, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Training rows and the hold-out: a fifth of the patients."""
+    frame = read_table(data / "tabular" / FILES[name])
+    ids = frame[study.patient_id] if study.patient_id else pd.Series(frame.index, index=frame.index)
+    unique = ids.unique()
+    kept = ids.isin(set(rng.permutation(unique)[: round(0.8 * len(unique))]))
+    return frame[kept], frame[~kept]
+
+
 def one(
     raw: dict[str, Any], name: str, data: Path, sites: int, seed: int, tables: Path | None, noise: bool
 ) -> dict[str, Any]:
     """One run of a study given as a mapping."""
     study = parse_study(raw)
-    rng, frame = np.random.default_rng(seed), read_table(data / "tabular" / FILES[name])
-    ids = frame[study.patient_id] if study.patient_id else pd.Series(frame.index, index=frame.index)
-    unique = ids.unique()
-    kept = set(rng.permutation(unique)[: round(0.8 * len(unique))])
-    train, holdout = frame[ids.isin(kept)], frame[~ids.isin(kept)]
+    rng = np.random.default_rng(seed)
+    train, holdout = split(study, name, data, rng)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         parts = deal(train, study, name, sites, rng)

@@ -19,14 +19,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from federated import AFTER, FILES, ROOT, deal
+from federated import AFTER, FILES, ROOT, deal, split
 
 from evaluation import fidelity, utility
 from medsynx import codec
 from medsynx.bundle import read_bundle
 from medsynx.samplers import bundle_sampler
 from medsynx.study import Study, load_study, parse_study
-from medsynx.tables import read_table
 from medsynx.target import target
 from onehost.simulate import simulate
 
@@ -44,11 +43,8 @@ def rows_of(raw: dict[str, Any], tables: list[pd.DataFrame], rows: int, seed: in
 
 def one(raw: dict[str, Any], name: str, data: Path, sites: int, seed: int) -> dict[str, Any]:
     study = parse_study(raw)
-    rng, frame = np.random.default_rng(seed), read_table(data / "tabular" / FILES[name])
-    ids = frame[study.patient_id] if study.patient_id else pd.Series(frame.index, index=frame.index)
-    unique = ids.unique()
-    kept = set(rng.permutation(unique)[: round(0.8 * len(unique))])
-    train, holdout = frame[ids.isin(kept)], frame[~ids.isin(kept)]
+    rng = np.random.default_rng(seed)
+    train, holdout = split(study, name, data, rng)
     parts = deal(train, study, name, sites, rng)
     alone = [rows_of(_told(raw, len(p)), [p], len(p), seed) for p in parts]
     real, held = codec.encode(train, study)[0], codec.encode(holdout, study)[0]

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from medsynx import codec
-from medsynx.generators import dp_gan_sum
+from medsynx.generators import dp_gan_sum, onnx_model
 from medsynx.generators.averaging import Centre, Server, advance, weights_of
 from medsynx.generators.base import Arrays, Artefact, Contribution, Patients, State, Total
 from medsynx.generators.graphical.query import Query
@@ -217,7 +217,7 @@ def measured(study: Study, total: Total) -> dict[str, Any]:
 
 def to_onnx(weights: Arrays, latent: int, width: int) -> bytes:
     """The generator network as an ONNX model (opset 17), built node by node so that the coordinator needs no torch."""
-    from onnx import TensorProto, checker, helper, numpy_helper
+    from onnx import helper
 
     nodes, last = [], "z"
     for layer, norm in (("in", "norm1"), ("mid", "norm2")):
@@ -230,14 +230,4 @@ def to_onnx(weights: Arrays, latent: int, width: int) -> bytes:
         ]
         last = f"{layer}.relu"
     nodes.append(helper.make_node("Gemm", [last, "out.weight", "out.bias"], ["logits"], transB=1))
-    graph = helper.make_graph(
-        nodes,
-        "generator",
-        [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["rows", latent])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", width])],
-        [numpy_helper.from_array(np.asarray(a, np.float32), n) for n, a in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], producer_name="medsynx")
-    model.ir_version = 9
-    checker.check_model(model, full_check=True)
-    return bytes(model.SerializeToString())
+    return onnx_model.build(nodes, weights, {"z": (latent, False)}, width)

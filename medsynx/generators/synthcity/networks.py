@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from medsynx.generators import onnx_model
 from medsynx.generators.base import Arrays
 
 Shapes = dict[str, tuple[int, ...]]
@@ -80,7 +81,7 @@ def generator_onnx(weights: Arrays, prefix: str, activation: str, residual: bool
     latent = weights[f"{prefix}model.0.model.0.weight"].shape[1]
     nodes = _mlp_nodes(weights, prefix, "z", activation, residual)
     used = {n: a for n, a in weights.items() if n.startswith(prefix)}
-    return _model(nodes, used, {"z": (latent, False)})
+    return onnx_model.build(nodes, used, {"z": (latent, False)})
 
 
 def denoiser_onnx(weights: Arrays, timesteps: int) -> bytes:
@@ -96,7 +97,7 @@ def denoiser_onnx(weights: Arrays, timesteps: int) -> bytes:
     used = {n: a for n, a in weights.items() if not n.startswith("time_emb")} | {
         "times": time_table(weights, timesteps)
     }
-    return _model(nodes, used, {"x": (weights["proj.weight"].shape[1], False), "t": (0, True)})
+    return onnx_model.build(nodes, used, {"x": (weights["proj.weight"].shape[1], False), "t": (0, True)})
 
 
 def _mlp_nodes(weights: Arrays, prefix: str, entry: str, activation: str, residual: bool) -> list[Any]:
@@ -117,26 +118,3 @@ def _mlp_nodes(weights: Arrays, prefix: str, entry: str, activation: str, residu
         last = f"block{k}" if residual else f"active{k}"
     name = f"{prefix}model.{layers}"
     return [*nodes, helper.make_node("Gemm", [last, f"{name}.weight", f"{name}.bias"], ["logits"], transB=1)]
-
-
-def _model(nodes: list[Any], weights: Arrays, inputs: dict[str, tuple[int, bool]]) -> bytes:
-    """An ONNX model (opset 17). ``inputs``: name -> (width, whole numbers); width 0 is a vector."""
-    from onnx import TensorProto, checker, helper, numpy_helper
-
-    tensors = [
-        helper.make_tensor_value_info(
-            n, TensorProto.INT64 if whole else TensorProto.FLOAT, ["rows", width] if width else ["rows"]
-        )
-        for n, (width, whole) in inputs.items()
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "generator",
-        tensors,
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", None])],
-        [numpy_helper.from_array(np.asarray(a, np.float32), n) for n, a in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], producer_name="medsynx")
-    model.ir_version = 9
-    checker.check_model(model, full_check=True)
-    return bytes(model.SerializeToString())
