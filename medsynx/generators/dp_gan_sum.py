@@ -132,7 +132,7 @@ def sampled_sum(
     study: Study, p: Parameters, priced: PricedStep, arrays: Arrays, patients: Patients
 ) -> NDArray[np.int64]:
     """One site's part of a round: a Poisson sample of its patients, each lending one of its records."""
-    from medsynx.generators.dp_gan_training import SecretNoise, patient_rows, poisson_sample
+    from medsynx.generators.dpsgd import SecretNoise, patient_rows, poisson_sample
 
     assert priced.step.sampling is not None
     order, first, count = patient_rows(patients.patient)

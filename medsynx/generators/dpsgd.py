@@ -2,21 +2,93 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleModule
+from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from medsynx.generators.base import Arrays, Patients
 from medsynx.generators.dp_gan_networks import plain, tensors
-from medsynx.generators.dp_gan_training import SecretNoise, SecretNoiseOptimizer, patient_rows, poisson_sample
+
+# torch tells that Opacus' hooks fire on a first layer whose input needs no gradient; that is how they are meant here.
+warnings.filterwarnings("ignore", message="Full backward hook is firing")
 
 #: Layers through which one patient would reach another's gradient, or whose statistics would leave un-noised.
 MIXING = (nn.modules.batchnorm._NormBase,)
+
+
+class SecretNoise:
+    """Standard normal numbers from an AES-256-CTR stream keyed by the operating system.
+
+    torch's own generator keeps 32 bits of a seed and is predictable from its output; privacy noise must be neither. As in
+    Opacus' secure mode, four draws make one number (Holohan and Braghin 2021, against floating-point attacks).
+    """
+
+    def __init__(self) -> None:
+        self._stream = Cipher(algorithms.AES(os.urandom(32)), modes.CTR(os.urandom(16))).encryptor()
+
+    def uniform(self, size: int) -> NDArray[np.float64]:
+        """``size`` numbers in (0, 1]."""
+        words = np.frombuffer(self._stream.update(bytes(8 * size)), np.uint64)
+        return ((words >> np.uint64(11)).astype(np.float64) + 1) * 2.0**-53
+
+    def normal(self, shape: tuple[int, ...]) -> Tensor:
+        """Float32 standard normals of this shape."""
+        size = int(np.prod(shape))
+        u = self.uniform(4 * size).reshape(2, 2 * size)
+        radius, angle = np.sqrt(-2 * np.log(u[0])), 2 * np.pi * u[1]
+        pairs = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)]).reshape(4, size)
+        return torch.from_numpy((pairs.sum(axis=0) / 2).astype(np.float32)).reshape(shape)
+
+
+class SecretNoiseOptimizer(DPOptimizer):
+    """Opacus' optimiser with :class:`SecretNoise` in place of torch's generator, and a clip that holds for overflowing gradients too."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, secret: SecretNoise, **settings: Any) -> None:
+        super().__init__(optimizer, **settings)
+        self.secret = secret
+
+    def clip_and_accumulate(self) -> None:
+        """Entries of a patient's gradient that are no finite numbers count as 0.
+
+        Clipping cannot shorten them. A coordinator could choose weights that overflow on one rare value: the site would then fail exactly
+        when a patient has it.
+        """
+        for p in self.params:
+            p.grad_sample = torch.nan_to_num(p.grad_sample, nan=0.0, posinf=0.0, neginf=0.0)
+        super().clip_and_accumulate()
+
+    def add_noise(self) -> None:
+        """Noise of ``noise_multiplier * max_grad_norm`` on the summed clipped gradients."""
+        for p in self.params:
+            noise = self.secret.normal(tuple(p.shape)) * (self.noise_multiplier * self.max_grad_norm)
+            p.grad = (p.summed_grad + noise).view_as(p)
+
+
+def patient_rows(patient: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """``(order, first, count)``: an order of the rows in which a patient's lie together, and where each patient's start and how many there are."""
+    order = np.argsort(patient, kind="stable")
+    count = np.bincount(patient).astype(np.int64)
+    return order, np.cumsum(count) - count, count
+
+
+def poisson_sample(
+    secret: SecretNoise, first: NDArray[np.int64], count: NDArray[np.int64], rate: float
+) -> NDArray[np.int64]:
+    """Rows of a Poisson sample of patients, one row a patient, chosen at random among its own. Who joined is as secret as the noise."""
+    joined = np.flatnonzero(secret.uniform(len(first)) <= rate)
+    if not len(joined):
+        return joined
+    lent = np.floor((1 - secret.uniform(len(joined))) * count[joined]).astype(np.int64)
+    return first[joined] + lent
 
 
 class PatientSampler:

@@ -17,7 +17,8 @@ from medsynx import codec
 from medsynx.generators import dp_gan_sum, dpsgd, get_family
 from medsynx.generators.base import Patients, State, Total
 from medsynx.generators.dp_gan import Parameters
-from medsynx.generators.dp_gan_training import CriticTrainer, SecretNoise, SecretNoiseOptimizer
+from medsynx.generators.dp_gan_training import CriticTrainer
+from medsynx.generators.dpsgd import SecretNoise, SecretNoiseOptimizer
 from medsynx.privacy import dpsgd_event, epsilon
 from medsynx.study import parse_study
 from medsynx.wire import Request
@@ -141,7 +142,7 @@ SUMMED = parse_study(
             "name": "dp-gan",
             "parameters": {
                 "gradients": "summed",
-                "rounds": 4,
+                "rounds": 10,
                 "critic_hidden": 4,
                 "hidden": 8,
                 "sample_rate": 0.1,
@@ -167,7 +168,7 @@ def summed_score(door: door_module.Door, patients: Patients, mean: np.ndarray, s
     return score
 
 
-def audit_summed_gradients(tmp_path, runs: int = 400) -> float:
+def audit_summed_gradients(tmp_path, runs: int = 250) -> float:
     """The critic is held still and aimed at the canary: what the coordinator learns meanwhile is post-processing."""
     door = door_module.Door(make_site(tmp_path / "site", SUMMED, tables()[0]))
     codes = np.zeros((1, len(codec.sizes(SUMMED))), np.int64)
@@ -187,7 +188,7 @@ def test_sums_of_gradients_stay_below_their_claim(tmp_path):
 
 def everyone_joins(monkeypatch):
     monkeypatch.setattr(
-        "medsynx.generators.dp_gan_training.poisson_sample", lambda secret, first, count, rate: first, raising=True
+        "medsynx.generators.dpsgd.poisson_sample", lambda secret, first, count, rate: first, raising=True
     )
 
 

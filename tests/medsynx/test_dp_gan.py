@@ -13,7 +13,8 @@ from medsynx.generators import get_family
 from medsynx.generators.base import Patients, State, Total
 from medsynx.generators.dp_gan import Parameters, initial_weights, shapes, to_onnx
 from medsynx.generators.dp_gan_networks import Generator, fake_rows
-from medsynx.generators.dp_gan_training import CriticTrainer, SecretNoise
+from medsynx.generators.dp_gan_training import CriticTrainer
+from medsynx.generators.dpsgd import SecretNoise
 from medsynx.plan import PricedStep, Sampling
 from medsynx.privacy import calibrate, dpsgd_event
 from medsynx.samplers import open_sampler
