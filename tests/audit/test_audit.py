@@ -320,7 +320,7 @@ def gradient_score(training: Any, truth: int, earlier: list[torch.Tensor]) -> fl
     return score if max(same) > 0.5 else 1e3 * max(same)
 
 
-def audit_gradients(training: Any = training, runs: int = 250) -> float:
+def audit_gradients(training: Any = training, runs: int = 400) -> float:
     _, earlier = training(0)
     scores = [np.array([gradient_score(training, truth, earlier) for _ in range(runs)]) for truth in (0, 1)]
     return epsilon_lower_bound(scores[0], scores[1], LOOSE)
