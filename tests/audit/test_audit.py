@@ -168,7 +168,7 @@ def summed_score(door: door_module.Door, patients: Patients, mean: np.ndarray, s
     return score
 
 
-def audit_summed_gradients(tmp_path, runs: int = 250) -> float:
+def audit_summed_gradients(tmp_path, runs: int = 400) -> float:
     """The critic is held still and aimed at the canary: what the coordinator learns meanwhile is post-processing."""
     door = door_module.Door(make_site(tmp_path / "site", SUMMED, tables()[0]))
     codes = np.zeros((1, len(codec.sizes(SUMMED))), np.int64)
