@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import warnings
 
 import torch
 from torch import Tensor, nn
 
-WIDTH = 32  #: channels of a generator at the coarsest size
+from medsynx.generators.image_sizes import HIDDEN, WIDTH, grid, stages, widths
+
 GROUPS = 4  #: of group normalisation
 SLOPE = 0.2  #: of the critic's leaky ReLU
 
@@ -25,33 +27,29 @@ class Generator(nn.Module):
     def __init__(self, shape: tuple[int, int, int], classes: int, latent: int, *, grouped: bool = False) -> None:
         super().__init__()
         self.height, self.width, channels = shape
-        doublings = max(1, math.floor(math.log2(min(self.height, self.width) / 7)))
-        self.grid = tuple(math.ceil(s / 2**doublings) for s in (self.height, self.width))
+        self.grid, wide = grid(shape), widths(shape)
 
         def norm(wide: int, batch: type[nn.Module]) -> nn.Module:
             return nn.GroupNorm(GROUPS, wide) if grouped else batch(wide)
 
         coarse = WIDTH * self.grid[0] * self.grid[1]
         self.project = nn.Sequential(
-            nn.Linear(latent + classes, 200),
-            norm(200, nn.BatchNorm1d),
+            nn.Linear(latent + classes, HIDDEN),
+            norm(HIDDEN, nn.BatchNorm1d),
             nn.ReLU(),
-            nn.Linear(200, coarse),
+            nn.Linear(HIDDEN, coarse),
             norm(coarse, nn.BatchNorm1d),
             nn.ReLU(),
         )
         layers: list[nn.Module] = []
-        wide = WIDTH
-        for _ in range(doublings):
-            narrow = max(wide // 2, 16)
+        for before, after in itertools.pairwise(wide):
             layers += [
                 nn.Upsample(scale_factor=2, mode="nearest"),
-                nn.Conv2d(wide, narrow, 3, padding=1),
-                norm(narrow, nn.BatchNorm2d),
+                nn.Conv2d(before, after, 3, padding=1),
+                norm(after, nn.BatchNorm2d),
                 nn.ReLU(),
             ]
-            wide = narrow
-        self.draw = nn.Sequential(*layers, nn.Conv2d(wide, channels, 5, padding=2))
+        self.draw = nn.Sequential(*layers, nn.Conv2d(wide[-1], channels, 5, padding=2))
 
     def logits(self, z: Tensor, label: Tensor) -> Tensor:
         """Of the pixels."""
@@ -89,16 +87,12 @@ class Critic(nn.Module):
         super().__init__()
         height, width, channels = shape
         self.image, self.classes = (channels, height, width), classes
+        found, last = stages(shape, wide)
         layers: list[nn.Module] = []
-        fed = channels
-        while min(height, width) > 8 or not layers:
-            layers += [nn.Conv2d(fed, wide, 4, 2, 1), nn.LeakyReLU(SLOPE)]
-            if fed != channels:
-                layers.insert(-1, nn.GroupNorm(min(GROUPS, wide), wide))
-            fed, wide, height, width = wide, 2 * wide if len(layers) < 5 else wide, height // 2, width // 2
+        for fed, made in found:
+            layers += [nn.Conv2d(fed, made, 4, 2, 1), nn.GroupNorm(math.gcd(GROUPS, made), made), nn.LeakyReLU(SLOPE)]
         self.look = nn.Sequential(*layers, nn.Flatten())
-        self.common = nn.Linear(fed * height * width, 1)
-        self.own = nn.Linear(fed * height * width, classes)
+        self.common, self.own = nn.Linear(last, 1), nn.Linear(last, classes)
 
     def forward(self, rows: Tensor) -> Tensor:
         """(rows, pixels in 0..1 and one-hot class, one after the other) -> (rows, 1)."""
