@@ -17,8 +17,9 @@ from medsynx import codec
 from medsynx.generators import dp_gan_sum, dpsgd, get_family
 from medsynx.generators.base import Patients, State, Total
 from medsynx.generators.dp_gan import Parameters
-from medsynx.generators.dp_gan_training import CriticTrainer
+from medsynx.generators.dp_gan_networks import make_critic
 from medsynx.generators.dpsgd import SecretNoise, SecretNoiseOptimizer
+from medsynx.generators.gan_training import CriticTrainer
 from medsynx.privacy import dpsgd_event, epsilon
 from medsynx.study import parse_study
 from medsynx.wire import Request
@@ -269,7 +270,7 @@ CLAIM = epsilon([dpsgd_event(NOISE, SETTINGS.sample_rate, STEPS)], LOOSE)
 def training(truth: int) -> tuple[float, list[torch.Tensor]]:
     """One training, the canary being the only patient there may be: the log likelihood ratio of its noised gradients, and
     the gradients."""
-    trainer = CriticTrainer(WIDTH, SETTINGS, NOISE)
+    trainer = CriticTrainer(make_critic(WIDTH, SETTINGS.critic_hidden), SETTINGS, NOISE)
     row, fake = torch.eye(WIDTH)[:1], torch.eye(WIDTH)[1:5]
     seen: list[torch.Tensor] = []
     trainer.optimizer.attach_step_hook(
