@@ -47,7 +47,8 @@ def test_an_approved_step_leaves_noised_charged_and_audited(site, study):
     door = Door(site)
     (reserve, settle) = door.ledger.chain.entries()
     assert (reserve["kind"], settle["kind"]) == ("reserve", "settle")
-    (record,) = door.audit.chain.entries()
+    approved, record = door.audit.chain.entries()
+    assert (approved["kind"], record["kind"]) == ("study-approved", "released")
     assert record["arrays"]["sum"] == door_module.describe(sent), "the audit log holds the hash of exactly what left"
 
 
@@ -160,7 +161,7 @@ def test_a_failure_after_the_reservation_still_counts(site, study, monkeypatch):
     assert ask(site, study).refusal == "site-failed"
     door = Door(site)
     assert door.ledger.spent("table", 1e-5) > 0.5
-    assert [e["kind"] for e in door.audit.chain.entries()] == [], "nothing left"
+    assert [e["kind"] for e in door.audit.chain.entries()] == ["study-approved"], "nothing left"
 
 
 def test_a_data_problem_leaves_as_site_failed_only(tmp_path, study):
