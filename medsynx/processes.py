@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 
 PR_SET_PDEATHSIG = 1
-#: Pause before a restart, doubled with each short life in a row up to the longest: Flower refuses a SuperNode that still counts as online, which takes
-#: up to 60 seconds, and a wrong key or a closed port is not to be hammered at.
+#: Pause before a restart, doubled with each short life in a row up to the longest: Flower refuses a SuperNode that still counts as online, for up to
+#: a minute, and a wrong key or a closed port is not to be hammered at.
 RESTART_SECONDS, LONGEST_SECONDS, STEADY_SECONDS = 5.0, 20.0, 60.0
 TERM_SECONDS = 4.0
 
