@@ -117,7 +117,10 @@ CODES: dict[str, tuple[int, str]] = {
     "not-enrolled": (208, "Ask the coordinator for a token, then run `medsynx site enrol`."),
     "coordinator-unset": (209, "Run `medsynx server federation --url https://HOST:PORT --ca FILE` first."),
     # what `medsynx site preflight` finds (210-219)
-    "key-exposed": (210, "Run `chmod 600` on the file as its owner; if others could read it, run `medsynx site rotate`."),
+    "key-exposed": (
+        210,
+        "Run `chmod 600` on the file as its owner; if others could read it, run `medsynx site rotate`.",
+    ),
     "disk-low": (211, "Free some space in the site's folder, or move it."),
     "proxy-unusable": (212, "Correct HTTPS_PROXY, or add the coordinator's host to NO_PROXY."),
     "dns-failed": (213, "Check the host's name in the URL and this machine's name servers."),
