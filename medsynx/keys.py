@@ -9,6 +9,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization as ser
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from medsynx.errors import MedsynxError
+
 
 def make_node_key(file: Path) -> bytes:
     """A SuperNode's P-384 key in OpenSSH form (0600); returns the public key as PEM, as the SuperLink keeps it."""
@@ -26,6 +28,13 @@ def make_secret(file: Path) -> Path:
     """32 random bytes (0600)."""
     write_secret(file, secrets.token_bytes(32))
     return file
+
+
+def read_secret(file: Path) -> bytes:
+    """A secret's bytes. Raises ``key-exposed`` when others on this machine can read it, and what opening it raises."""
+    if file.stat().st_mode & 0o077:
+        raise MedsynxError("key-exposed", f"{file} must have mode 0600")
+    return file.read_bytes()
 
 
 def write_secret(file: Path, content: bytes) -> None:

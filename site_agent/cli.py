@@ -9,13 +9,23 @@ from typing import Annotated
 import typer
 
 from medsynx.errors import MedsynxError
-from site_agent import approvals_cli, vault_cli
+from site_agent import approvals_cli, membership_cli, vault_cli
 from site_agent.approvals_cli import By, StudyOrDigest
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command()(vault_cli.ingest)
 app.command()(approvals_cli.studies)
 app.command()(approvals_cli.refuse)
+for command in (
+    membership_cli.enrol,
+    membership_cli.preflight,
+    membership_cli.run,
+    membership_cli.identity,
+    membership_cli.roster,
+    membership_cli.rotate,
+    membership_cli.leave,
+):
+    app.command()(command)
 app.add_typer(vault_cli.app, name="datasets")
 app.command(hidden=True)(vault_cli.show)  # the short forms of `datasets show` and `datasets forget`
 app.command(hidden=True)(vault_cli.forget)
@@ -161,42 +171,6 @@ def approve(
         typer.confirm("Approve this study?", abort=True)
     folder.approve(manifest, dataset, by=by, expires=end)
     typer.echo("approved")
-
-
-@app.command()
-def identity(dir: Folder) -> None:
-    """Print this site's public identity, a line of the roster, for whoever collects the roster."""
-    import base64
-
-    from site_agent.identity import public_identity
-    from site_agent.policy import SiteFolder
-
-    key = base64.b64encode(public_identity(dir)).decode()
-    typer.echo(json.dumps({SiteFolder(dir).policy().site: key}))
-
-
-@app.command()
-def roster(
-    dir: Folder,
-    file: Annotated[Path, typer.Argument(help="JSON object: site -> public identity, one entry a site.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-) -> None:
-    """Install the roster: the sites whose vectors may be summed with this one's. Compare the keys with the sites over the telephone first.
-
-    Studies of trust mode `secure-sum` are approved under one roster; after a change they must be approved again.
-    """
-    from site_agent.identity import fingerprint, public_identity, read_roster, write_roster
-    from site_agent.policy import SiteFolder
-
-    keys, mine = read_roster(file), SiteFolder(dir).policy().site
-    if keys.get(mine) != public_identity(dir):
-        raise MedsynxError("roster-mismatch", f"{file} does not hold this site's own identity")
-    for site, key in keys.items():
-        typer.echo(f"  {site}  {fingerprint(key)}")
-    if not yes:
-        typer.confirm("Are these the right sites and keys?", abort=True)
-    write_roster(dir, keys)
-    typer.echo(f"roster of {len(keys)} sites installed")
 
 
 @app.command()

@@ -19,11 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from medsynx.errors import MedsynxError
 from medsynx.generators import families_of
+from medsynx.keys import read_secret
 from medsynx.secure_sum.terms import roster_digest
 from medsynx.study import Study, TrustMode
 from site_agent.approvals import Decision, Decisions, approved, me
 from site_agent.audit import Audit
-from site_agent.identity import ROSTER, make_identity, read_roster
+from site_agent.identity import KEY, ROSTER, make_identity, read_roster
 from site_agent.ledger import Budget
 
 
@@ -120,7 +121,7 @@ class SiteFolder:
         )
         with os.fdopen(os.open(path / "site.key", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as f:
             f.write(secrets.token_bytes(32))
-        make_identity(path)
+        make_identity(path / KEY)
         return SiteFolder(path)
 
     def policy(self) -> SitePolicy:
@@ -131,11 +132,11 @@ class SiteFolder:
             raise MedsynxError("policy-refused", f"{self.path / 'site.yaml'} is missing or invalid") from None
 
     def key(self) -> bytes:
-        """The site's secret. Raises ``policy-refused`` when others on this machine can read it."""
+        """The site's secret. Raises ``policy-refused`` when it is missing, ``key-exposed`` when others on this machine can read it."""
         file = self.path / "site.key"
-        if not file.exists() or file.stat().st_mode & 0o077:
+        if not file.exists():
             raise MedsynxError("policy-refused", f"{file} must exist with mode 0600")
-        return file.read_bytes()
+        return read_secret(file)
 
     @property
     def decisions(self) -> Decisions:
