@@ -6,6 +6,7 @@ import os
 import sysconfig
 from pathlib import Path
 
+SITE = "MEDSYNX_SITE"  #: environment variable with the site's folder, for its executor
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_LOG_LEVEL": "INFO"}
 
 

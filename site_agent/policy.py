@@ -1,8 +1,8 @@
 """What this hospital allows: its policy file, its data sets, and the studies its privacy officer approved. Default deny.
 
 A site's folder: ``site.yaml`` (policy), ``site.key`` (secret for pseudonymous choices, 0600), ``approvals/DIGEST.json``, ``ledger.sqlite``,
-``audit.sqlite``, ``runs/`` (what stays at the site between rounds), and for secure sums ``identity.pem`` (0600), ``roster.json`` and
-``secure_sum.sqlite``.
+``audit.sqlite``, ``runs/`` (what stays at the site between rounds), for secure sums ``identity.pem`` (0600), ``roster.json`` and
+``secure_sum.sqlite``, and what :mod:`site_agent.enrolment` adds.
 """
 
 from __future__ import annotations

@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from medsynx.errors import MedsynxError
-from medsynx.flower_processes import flower_env, script
+from medsynx.flower_processes import SITE, flower_env, script
 from medsynx.processes import Supervisor, free_port
-from site_agent.client_app import SITE
 from site_agent.enrolment import CA, NODE_KEY, SECRET, Enrolment, read_node_key
 from site_agent.policy import SiteFolder
 
