@@ -11,7 +11,7 @@ import binascii
 import hashlib
 import json
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -95,17 +95,17 @@ class Asked(BaseModel):
 class Settings(BaseModel):
     """What a site needs to take part, and the public identities of all enrolled sites so far (to be compared, not trusted)."""
 
-    site: str
-    site_id: str
+    site: str = Field(pattern=NAME)
+    site_id: str = Field(pattern=r"^[0-9a-f]{32}$")
     superlink: str  # host:port of the gate
-    roster: dict[str, str]
+    roster: dict[Annotated[str, Field(pattern=NAME)], Annotated[str, Field(max_length=64)]]
 
 
 class About(BaseModel):
     """What a server says of itself to anybody."""
 
-    version: str
-    ca: str  # PEM
+    version: str = Field(pattern=r"^[0-9A-Za-z.+-]{1,40}$")
+    ca: str = Field(max_length=20_000)  # PEM
 
 
 def token_digest(token: str) -> str:

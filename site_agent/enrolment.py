@@ -96,7 +96,8 @@ def enrol(folder: SiteFolder, url: str, token: str, fingerprint: str) -> Setting
     except ValidationError:
         raise MedsynxError("server-unwell", "the server named no SuperLink") from None
     (path / CA).write_text(ca, "utf-8")
-    make_secret(path / SECRET)
+    if not (path / SECRET).exists():  # an agent that runs knows it
+        make_secret(path / SECRET)
     record.keep(path)
     _install(path, NODE_KEY)
     return told

@@ -9,6 +9,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 from cryptography import x509
@@ -96,7 +97,7 @@ class Line:
         at = f"{self.host}:{self.port}"
         if isinstance(error, httpx.ProxyError):
             return MedsynxError("proxy-unusable", f"the proxy does not let this site through to {at}")
-        if any(isinstance(c, socket.gaierror) for c in causes):
+        if any(isinstance(c, socket.gaierror) for c in causes) and not proxy_for(self.host):
             return MedsynxError("dns-failed", f"no address is known for {self.host}")
         if any(isinstance(c, ssl.SSLCertVerificationError) for c in causes):
             return MedsynxError(
@@ -104,9 +105,18 @@ class Line:
             )
         if any(isinstance(c, ssl.SSLError) for c in causes):
             return MedsynxError("server-unwell", f"{at} does not speak TLS as it should")
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and (found := proxy_for(self.host)):
+            return MedsynxError("proxy-unusable", f"the proxy {found} cannot be reached")
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             return MedsynxError("port-closed", f"{at} cannot be reached: refused, filtered or not listening")
         return MedsynxError("server-unwell", f"{at} broke off ({type(error).__name__})")
+
+
+def proxy_for(host: str) -> str | None:
+    """HOST:PORT of the proxy that requests to ``host`` take by the environment."""
+    proxies = getproxies()
+    found = proxies.get("https") or proxies.get("all")
+    return None if not found or proxy_bypass(host) else found.rpartition("@")[2].rpartition("//")[2]
 
 
 def address(url: str) -> tuple[str, int]:
@@ -145,7 +155,7 @@ def _parsed(answer: httpx.Response, kind: type[Answer]) -> Answer:
         if answer.is_success:
             return kind.model_validate(raw)
         if raw["code"] in CODES:
-            raise MedsynxError(raw["code"], str(raw["detail"])[:300])
+            raise MedsynxError(raw["code"], "".join(c for c in str(raw["detail"])[:300] if c.isprintable()))
     except (ValueError, ValidationError, KeyError, TypeError):
         pass
     raise MedsynxError(

@@ -15,13 +15,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from urllib.request import getproxies, proxy_bypass
 
 from medsynx import __version__
 from medsynx.errors import CODES, MedsynxError
 from site_agent.enrolment import CA, NODE_KEY, SECRET, Enrolment
 from site_agent.identity import KEY
-from site_agent.line import Line, Seen, address, authority, fingerprints
+from site_agent.line import Line, Seen, address, authority, fingerprints, proxy_for
 
 AHEAD_SECONDS, BEHIND_SECONDS = 4, 290  #: Flower takes a signed time from 5 seconds ahead to 305 behind
 FREE_BYTES = 2 * 2**30
@@ -61,13 +60,6 @@ class Bench:
         """The server's host."""
         return address(self.url)[0]
 
-    @property
-    def proxy(self) -> str | None:
-        """The proxy that requests to the server take by the environment."""
-        proxies = getproxies()
-        found = proxies.get("https") or proxies.get("all")
-        return None if not found or proxy_bypass(self.host) else found
-
     @cached_property
     def seen(self) -> Seen:
         """What the server shows to somebody who does not verify it."""
@@ -105,12 +97,13 @@ def gpu(bench: Bench) -> str:
 def proxy(bench: Bench) -> str:
     """Proxy variables can be used, if there are any."""
     Line(bench.url)
-    return f"through {bench.proxy.rpartition('@')[2]}" if bench.proxy else "none for this host"
+    found = proxy_for(bench.host)
+    return f"through {found}" if found else "none for this host"
 
 
 def dns(bench: Bench) -> str:
     """The server's name has an address; behind a proxy that is the proxy's to know."""
-    if bench.proxy:
+    if proxy_for(bench.host):
         return "left to the proxy"
     try:
         found = socket.getaddrinfo(bench.host, None, proto=socket.IPPROTO_TCP)

@@ -31,7 +31,7 @@ def main() -> None:
     """``python -m strategies.superlink`` takes flower-superlink's arguments; the gate's come from the environment."""
     create_app = superlink_main.create_app
     url, ca = os.environ.get(GATE_SERVER), os.environ.get(GATE_SERVER_CA)
-    server = httpx.AsyncClient(base_url=url, verify=ca or True, timeout=20) if url else None
+    server = httpx.AsyncClient(base_url=url, verify=ca or True, timeout=20, trust_env=False) if url else None
 
     def create_gated(*args: Any, **kwargs: Any) -> Any:
         app = create_app(*args, **kwargs)

@@ -17,7 +17,7 @@ from server.enrolment import service
 from server.enrolment.schemas import MemberOut
 from server.problems import RESPONSES
 
-JOINS = "60/minute"
+JOINS = "300/minute"  # a flood, not guesses: tokens and keys cannot be guessed
 router = APIRouter(prefix="/enrolment", tags=["enrolment"], responses=RESPONSES)
 
 

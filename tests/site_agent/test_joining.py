@@ -327,7 +327,7 @@ def break_server(bench, patch):
         (break_keys, "keys", "key-exposed", 210),
         (break_disk, "disk", "disk-low", 211),
         (break_proxy, "proxy", "proxy-unusable", 212),
-        (close_proxy, "port", "port-closed", 214),
+        (close_proxy, "port", "proxy-unusable", 212),
         (break_dns, "dns", "dns-failed", 213),
         (break_port, "port", "port-closed", 214),
         (break_tls, "tls", "ca-mismatch", 215),
