@@ -84,11 +84,11 @@ class Desk:
     def server(self, *words):
         return command(server_app, *words, "--dir", self.root / "server")
 
-    def enrol(self, name):
+    def enrol(self, name, policy=None):
         told = json.loads(self.server("invite", "create", "--site", name, "--json"))
         folder, token = self.root / name, self.root / f"{name}.token"
         token.write_text(told["token"])
-        SiteFolder.create(folder, SitePolicy(site=name, datasets={}))
+        SiteFolder.create(folder, policy or SitePolicy(site=name, datasets={}))
         pin = ["--token-file", token, "--ca-fingerprint", told["ca_fingerprint"]]
         command(site_app, "enrol", told["url"], *pin, "--dir", folder)
         until(lambda: name in self.roster(), 20, self.federation)
