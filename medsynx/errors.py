@@ -102,6 +102,13 @@ CODES: dict[str, tuple[int, str]] = {
     "source-invalid": (87, "Give an existing source and a destination outside of it."),
     "report-invalid": (88, "Do not use this data set: ingest it again."),
     "dataset-unknown": (89, "Run `medsynx site datasets` for the names."),
+    # answers a coordinator leaves out (100-104), and its own service (105-119)
+    "reply-not-finite": (100, "A site's model holds numbers that are not finite and was left out; look at its log."),
+    "reply-too-large": (
+        101,
+        "A site's answer is larger than clipping and noise can make it and was left out; ask the site what it runs.",
+    ),
+    "reply-replayed": (102, "A site's answer belongs to another request and was left out; ask the site what it runs."),
 }
 
 

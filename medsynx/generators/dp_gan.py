@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from medsynx import codec
 from medsynx.generators import dp_gan_sum, onnx_model
-from medsynx.generators.averaging import Centre, Server, advance, weights_of
+from medsynx.generators.averaging import BETAS, Centre, Server, adam_reach, advance, weights_of
 from medsynx.generators.base import Arrays, Artefact, Contribution, Patients, State, Total
 from medsynx.generators.graphical.query import Query
 from medsynx.generators.table_sum import TableSum
@@ -147,8 +147,9 @@ class DpGan:
                 sum(int(np.prod(s)) for s in shapes(study).values()),
                 Sampling(p.sample_rate, p.critic_steps),
             )
+            reach = adam_reach(p.generator_rate, p.critic_steps * p.generator_steps, BETAS)
             rounds = [
-                Step(f"round {k}", "model-update", "train", size, 0.0, sampling=sampling)
+                Step(f"round {k}", "model-update", "train", size, 0.0, sampling=sampling, reach=reach)
                 for k in range(1, p.exchanges + 1)
             ]
         return (first, *rounds)

@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 from medsynx import codec
 from medsynx.generators import dp_gan_sum as summed
+from medsynx.generators.averaging import BETAS
 from medsynx.generators.base import Arrays, State, Total
 from medsynx.generators.dp_gan import Parameters
-from medsynx.generators.dp_gan_networks import BETAS, Generator, faded, fake_rows, plain, pull_to_margins, tensors
+from medsynx.generators.dp_gan_networks import Generator, faded, fake_rows, plain, pull_to_margins, tensors
 from medsynx.study import Study
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from medsynx import codec
+from medsynx.generators.averaging import BETAS
 from medsynx.generators.base import Arrays, Patients, State
 from medsynx.generators.dp_gan import Parameters
 from medsynx.generators.dp_gan_networks import (
-    BETAS,
     Generator,
     faded,
     fake_rows,
