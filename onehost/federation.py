@@ -20,8 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from medsynx.errors import MedsynxError
-from onehost.certificates import Tls, make_node_key, make_secret, make_tls
-from onehost.processes import Supervisor, free_port
+from medsynx.keys import make_node_key, make_secret
+from medsynx.processes import Supervisor, free_port
+from onehost.certificates import Tls, make_tls
 from site_agent.client_app import SITE
 from strategies.control import Control
 from strategies.server_app import COORDINATOR
