@@ -108,6 +108,14 @@ CODES: dict[str, tuple[int, str]] = {
         101,
         "A site's answer is larger than clipping and noise can make it and was left out; ask the site what it runs.",
     ),
+    "run-stopped": (105, "Start a new run; what the sites reserved for this one stays spent."),
+    "run-exists": (
+        106,
+        "Choose another name; a run that died goes on by itself while `medsynx coordinator serve` runs.",
+    ),
+    "coordinator-failed": (107, "Look at the logs in the coordinator's folder."),
+    "coordinator-down": (108, "Run `medsynx coordinator serve --dir DIR` and keep it running."),
+    "coordinator-busy": (109, "Use the service that runs, or stop it first."),
     "reply-replayed": (102, "A site's answer belongs to another request and was left out; ask the site what it runs."),
 }
 

@@ -9,27 +9,21 @@
 from __future__ import annotations
 
 import json
-import os
-import ssl
 import sys
 import sysconfig
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 from medsynx.errors import MedsynxError
 from medsynx.keys import make_node_key, make_secret
 from medsynx.processes import Supervisor, free_port
-from onehost.certificates import Tls, make_tls
+from onehost.certificates import make_tls
 from site_agent.client_app import SITE
-from strategies.control import Control
-from strategies.server_app import COORDINATOR
-from strategies.superlink import GATE_CERT, GATE_HOST, GATE_KEY, GATE_PORT
-
-START_SECONDS = 90.0
-QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_LOG_LEVEL": "INFO"}
+from strategies.coordinator import CoordinatorFolder
+from strategies.keeper import Keeper
+from strategies.runtime import Runtime, flower_env
+from strategies.service import START_SECONDS, check
 
 
 class LocalFederation:
@@ -49,9 +43,11 @@ class LocalFederation:
             sites,
             coordinator.resolve(),
         )
-        self.tls: Tls = make_tls(self.folder / "tls")
-        self.private_port, self.gate_port = free_port(), free_port()
-        self.control = Control(f"127.0.0.1:{self.private_port}", self.tls.ca)
+        self.tls, self.gate_port = make_tls(self.folder / "tls"), free_port()
+        self.runtime = Runtime(supervisor, self.coordinator, self.folder, self.tls, ("127.0.0.1", self.gate_port))
+        self.control, self.private_port = self.runtime.control, self.runtime.private_port
+        self.runs = CoordinatorFolder(self.coordinator)
+        self.keeper = Keeper(self.runs, self.control)
         self.nodes: dict[str, int] = {}
         self.ports: dict[str, int] = {}  # each site's SuperNode serves its executor here
 
@@ -63,10 +59,10 @@ class LocalFederation:
         """
         until = time.monotonic() + START_SECONDS
         tell("starting the SuperLink")
-        self._start_coordinator()
+        self.runtime.start()
         for name in self.sites:
             self._start_executor(name)
-        self._wait(lambda: answers(f"https://127.0.0.1:{self.private_port}/health", self.tls.ca), until, "superlink")
+        self._wait(self.runtime.ready, until, "superlink")
         tell("registering the hospitals")
         for name in self.sites:
             self.nodes[name] = self.control.register(name, make_node_key(self.folder / "keys" / name))
@@ -79,61 +75,28 @@ class LocalFederation:
             lambda: self.control.online() >= set(self.nodes.values()), until, *(f"supernode {n}" for n in self.sites)
         )
 
-    def start(self, study_digest: str, run: str) -> int:
-        """Start a run; returns Flower's id of it."""
-        return self.control.start(study_digest, run)
+    def start(self, study_digest: str, run: str) -> None:
+        """Ask for a run; :meth:`check` starts it and keeps it going."""
+        self.runs.ask(self.runs.study(study_digest), run)
 
     def check(self) -> None:
-        """Restart what is to be restarted; raise ``federation-unreachable`` when something that must live has ended."""
-        self.supervisor.tend()
-        for name in self.supervisor.ended():
-            raise MedsynxError("federation-unreachable", f"{name} ended", details=self.supervisor.tail(name))
+        """To be called now and then: restart what died, tend the runs; ``federation-unreachable`` when something has ended for good."""
+        check(self.supervisor)
+        self.keeper.tend()
 
     def _wait(self, ready: Callable[[], bool], until: float, *watched: str) -> None:
         while not ready():
-            self.check()
+            check(self.supervisor)
             if time.monotonic() > until:
                 details = [line for name in watched for line in self.supervisor.tail(name)]
                 raise MedsynxError("federation-unreachable", f"{', '.join(watched)} not ready in time", details=details)
             time.sleep(0.2)
 
     def _env(self, home: str, **more: str) -> dict[str, str]:
-        """flwr's tools start each other by name, so this environment's scripts come first on PATH."""
-        path = self.folder / "flwr" / home.replace(" ", "-")
-        path.mkdir(parents=True, exist_ok=True)
-        scripts = sysconfig.get_path("scripts")
-        return {**QUIET, "FLWR_HOME": str(path), "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", **more}
+        return {**flower_env(self.folder / "flwr" / home.replace(" ", "-")), **more}
 
     def _log(self, name: str) -> Path:
         return self.folder / "logs" / f"{name.replace(' ', '-')}.log"
-
-    def _start_coordinator(self) -> None:
-        secret, tls = make_secret(self.folder / "keys" / "superexec.secret"), self.tls
-        link = [sys.executable, "-m", "strategies.superlink", "--host", "127.0.0.1", "--port", str(self.private_port)]
-        link += ["--ssl-ca-certfile", str(tls.ca), "--ssl-certfile", str(tls.cert), "--ssl-keyfile", str(tls.key)]
-        link += [
-            "--enable-supernode-auth",
-            "--database",
-            str(self.folder / "superlink.sqlite"),
-            "--isolation",
-            "process",
-        ]
-        link += ["--superexec-auth-secret-file", str(secret), "--disable-runtime-dependency-installation"]
-        gate = {
-            GATE_HOST: "127.0.0.1",
-            GATE_PORT: str(self.gate_port),
-            GATE_CERT: str(tls.cert),
-            GATE_KEY: str(tls.key),
-        }
-        self.supervisor.start("superlink", link, self._log("superlink"), self._env("superlink", **gate))
-        execute = [
-            f"{sysconfig.get_path('scripts')}/flower-superexec",
-            "--runtime-api-address",
-            f"127.0.0.1:{self.private_port}",
-        ]
-        execute += ["--root-certificates", str(tls.ca), "--superexec-auth-secret-file", str(secret)]
-        env = self._env("superexec", **{COORDINATOR: str(self.coordinator)})
-        self.supervisor.start("superexec", execute, self._log("superexec"), env)
 
     def _start_executor(self, name: str) -> None:
         port = self.ports.setdefault(name, free_port())
@@ -156,13 +119,3 @@ class LocalFederation:
         self.supervisor.start(
             f"supernode {name}", command, self._log(f"supernode {name}"), self._env(f"supernode {name}"), restart=True
         )
-
-
-def answers(url: str, ca: Path) -> bool:
-    """Whether an HTTPS address answers 200 under this CA."""
-    context = ssl.create_default_context(cafile=str(ca))
-    try:
-        with urllib.request.urlopen(url, timeout=2, context=context) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
