@@ -25,6 +25,9 @@ def serve(
     tls_key: Annotated[Path, typer.Option(help="PEM file of its key.")],
     host: Annotated[str, typer.Option(help="Address that hospitals reach.")] = "0.0.0.0",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port that hospitals reach.")] = 8443,
+    private_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port on 127.0.0.1 of the SuperLink's whole API; any free one.")
+    ] = None,
 ) -> None:
     """Run the SuperLink behind its gate and keep every run going until Ctrl-C. What dies is started again."""
     import logging
@@ -36,7 +39,7 @@ def serve(
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
-    run(dir, Tls(tls_ca.resolve(), tls_cert.resolve(), tls_key.resolve()), (host, port), typer.echo)
+    run(dir, Tls(tls_ca.resolve(), tls_cert.resolve(), tls_key.resolve()), (host, port), typer.echo, private_port)
 
 
 @app.command("run")

@@ -43,13 +43,20 @@ class Runtime:
         coordinator: the coordinator's folder.
         folder: Flower's database, keys and logs go here.
         gate: host and port that hospitals reach.
+        private_port: of the whole API, on loopback; a free one when omitted.
     """
 
     def __init__(
-        self, supervisor: Supervisor, coordinator: Path, folder: Path, tls: Tls, gate: tuple[str, int]
+        self,
+        supervisor: Supervisor,
+        coordinator: Path,
+        folder: Path,
+        tls: Tls,
+        gate: tuple[str, int],
+        private_port: int | None = None,
     ) -> None:
         self.supervisor, self.coordinator, self.folder = supervisor, coordinator.resolve(), folder.resolve()
-        self.tls, self.gate, self.private_port = tls, gate, free_port()
+        self.tls, self.gate, self.private_port = tls, gate, private_port or free_port()
         self.control = Control(f"127.0.0.1:{self.private_port}", tls.ca)
 
     def start(self) -> None:

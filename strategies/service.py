@@ -26,7 +26,9 @@ TICK_SECONDS = 0.3
 STOP_SECONDS = 60.0
 
 
-def serve(folder: Path, tls: Tls, gate: tuple[str, int], tell: Callable[[str], None]) -> None:
+def serve(
+    folder: Path, tls: Tls, gate: tuple[str, int], tell: Callable[[str], None], private_port: int | None = None
+) -> None:
     """Serve until interrupted.
 
     Raises:
@@ -37,7 +39,7 @@ def serve(folder: Path, tls: Tls, gate: tuple[str, int], tell: Callable[[str], N
     with only(folder), Supervisor() as supervisor:
         if not (folder / "signing.pem").exists():
             new_key(folder / "signing.pem")
-        runtime = Runtime(supervisor, folder, folder / "service", tls, gate)
+        runtime = Runtime(supervisor, folder, folder / "service", tls, gate, private_port)
         keeper, until = Keeper(coordinator, runtime.control), time.monotonic() + START_SECONDS
         runtime.start()
         while not runtime.ready():

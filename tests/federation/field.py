@@ -19,6 +19,7 @@ from onehost.federation import LocalFederation
 from onehost.hospitals import introduce
 from site_agent.audit import Audit
 from site_agent.ledger import Ledger
+from site_agent.policy import SiteFolder
 from strategies.coordinator import CoordinatorFolder
 from tests.conftest import small_table
 from tests.helpers import make_site
@@ -29,30 +30,24 @@ class Field:
 
     Args:
         folder: everything goes here.
-        study: approved at every site.
+        study, more: approved at every site.
         rows: of each site's table; a larger one makes its steps slower.
     """
 
-    def __init__(self, folder: Path, supervisor: Supervisor, study: Study, rows: dict[str, int]) -> None:
+    def __init__(self, folder: Path, supervisor: Supervisor, study: Study, rows: dict[str, int], *more: Study) -> None:
         self.study, self.sites = study, {name: folder / "sites" / name for name in rows}
+        limits = {"epsilon_lifetime": 100, "trust": ("local", "secure-sum")}
         for number, (name, count) in enumerate(rows.items()):
-            site = make_site(
-                self.sites[name], study, small_table(count, number), name=name, approve=False, epsilon_lifetime=100
-            )
-            assert site.path == self.sites[name]
+            make_site(self.sites[name], study, small_table(count, number), name=name, approve=False, **limits)
         introduce(self.sites)
-        for name in rows:
-            self.approve(name, study)
+        for site in self.sites.values():
+            for each in (study, *more):
+                SiteFolder(site).approve(each, "table")
         self.coordinator = CoordinatorFolder(folder / "coordinator")
         self.coordinator.add_study(study)
         new_key(self.coordinator.path / "signing.pem")
         self.federation = LocalFederation(supervisor, folder / "federation", self.sites, self.coordinator.path)
         self.federation.up()
-
-    def approve(self, site: str, study: Study) -> None:
-        from site_agent.policy import SiteFolder
-
-        SiteFolder(self.sites[site]).approve(study, "table")
 
     def ask(self, run: str, study: Study | None = None) -> None:
         """Ask for a run."""
@@ -95,6 +90,14 @@ class Field:
         text = Path(f"/proc/{pid}/task/{pid}/children").read_text() if pid else ""
         return int(text.split()[0]) if text.strip() else None
 
+    def caught(self, site: str, seconds: float = 60) -> int:
+        """That process, as soon as there is one: nothing else is done meanwhile."""
+        end = time.monotonic() + seconds
+        while not (child := self.child(site)):
+            assert time.monotonic() < end, "no task came"
+            time.sleep(0.002)
+        return child
+
     def server_app(self, run: str) -> int | None:
         """The process that conducts a run, once it does."""
         from strategies.lock import holder
@@ -112,6 +115,11 @@ class Field:
         entries = Audit(self.sites[site] / "audit.sqlite").chain.entries()
         return [e["step"] for e in entries if e["kind"] == kind and e["run"] == run]
 
+    def entries(self, site: str, run: str, kind: str, exchange: str | None) -> list[dict[str, Any]]:
+        """What a site's audit log says of a run, of this kind and exchange."""
+        entries = Audit(self.sites[site] / "audit.sqlite").chain.entries()
+        return [e for e in entries if (e["kind"], e.get("run"), e.get("exchange")) == (kind, run, exchange)]
+
     def rounds(self, run: str) -> list[dict[str, Any]]:
         """Every round of a finished run, as its bundle records it."""
         return json.loads((self.coordinator.run(run) / "evaluation.json").read_text())["rounds"]
@@ -128,6 +136,14 @@ class Field:
 
 def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process is no more, or only waits for its parent to notice."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 @contextmanager
