@@ -86,17 +86,15 @@ class Field:
 
     def child(self, site: str) -> int | None:
         """The process that answers a task at a site, if there is one."""
-        pid = self.federation.supervisor.pids().get(f"executor {site}")
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text() if pid else ""
-        return int(text.split()[0]) if text.strip() else None
+        return child_of(self.federation.supervisor.pids().get(f"executor {site}"))
 
-    def caught(self, site: str, seconds: float = 60) -> int:
-        """That process, as soon as there is one: nothing else is done meanwhile."""
+    def caught(self, site: str, *, worker: bool = False, seconds: float = 60) -> int:
+        """That process, or the ``worker`` it has, as soon as there is one: nothing else is done meanwhile."""
         end = time.monotonic() + seconds
-        while not (child := self.child(site)):
+        while not (found := child_of(self.child(site)) if worker else self.child(site)):
             assert time.monotonic() < end, "no task came"
             time.sleep(0.002)
-        return child
+        return found
 
     def server_app(self, run: str) -> int | None:
         """The process that conducts a run, once it does."""
@@ -132,6 +130,15 @@ class Field:
         for site in self.sites:
             charged = self.charged(site, run)
             assert len(charged) == len(set(charged)) and set(self.left(site, run)) <= set(charged)
+
+
+def child_of(pid: int | None) -> int | None:
+    """The first child of a process, if there is one."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text() if pid else ""
+    except OSError:
+        return None
+    return int(text.split()[0]) if text.strip() else None
 
 
 def kill(pid: int) -> None:

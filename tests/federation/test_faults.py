@@ -99,14 +99,13 @@ def test_a_run_that_is_stopped_ends_as_failed_and_its_process_with_it(field):
     assert len(field.coordinator.attempts("halt")) == 1, "and is not started again"
 
 
-def test_an_executor_child_that_is_killed_costs_its_site_that_exchange_alone(field):
-    """In the middle of its task: the others carry the quorum, and a step that was charged stays charged."""
+def test_a_worker_that_is_killed_is_told_at_once_and_costs_its_site_that_exchange_alone(field):
+    """As the kernel does when memory runs out, in the middle of a task: nobody waits for the deadline, and what was charged stays charged."""
     field.online()
-    field.ask("child")
-    field.until(field.at("child", "tables"))
-    kill(field.caught("west"))
-    result = field.result("child", 200)
-    assert result["status"] == "finished" and result["sites"][:2] == ["east", "north"], result
-    first = field.rounds("child")[0]
-    assert first["missing"].get("west") in ("late", "site-failed", "offline") and first["answered"] == ["east", "north"]
-    field.settled("child")
+    field.ask("worker")
+    field.until(field.at("worker", "tables"))
+    kill(field.caught("west", worker=True))
+    result = field.result("worker")
+    assert result["status"] == "finished" and result["missing"] == {"west": "site-failed"}, result
+    assert [r["missing"] for r in field.rounds("worker")] == [{"west": "site-failed"}, {}]
+    field.settled("worker")

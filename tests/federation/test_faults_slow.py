@@ -140,14 +140,14 @@ def test_a_site_that_is_away_for_minutes_is_not_waited_for_and_comes_back(field)
     assert field.result("back")["sites"] == list(SITES)
 
 
-@pytest.mark.parametrize("victim", ["supernode", "executor"])
+@pytest.mark.parametrize("victim", ["supernode", "executor", "child"])
 def test_a_site_whose_process_is_killed_within_an_exchange_comes_back(field, victim):
     field.online()
     run = f"{victim}-killed"
     field.ask(run)
     field.until(field.at(run, "tables"))
-    field.caught("west")
-    kill(field.pid(f"{victim} west"))
+    child = field.caught("west")
+    kill(child if victim == "child" else field.pid(f"{victim} west"))
     result = field.result(run, 300)
     assert result["status"] == "finished" and {"east", "north", "south"} <= set(result["sites"]), result
     assert set(result["missing"]) <= {"west"}
