@@ -18,6 +18,7 @@ from medsynx.errors import MedsynxError
 ROOMS = {
     "site": ("site_agent.cli:app", "Hospital: set up a site, approve studies, watch the budget, run the agent."),
     "deid": ("site_agent.deid.cli:app", "Hospital: de-identify DICOM, NIfTI, pictures and tables into a folder."),
+    "coordinator": ("strategies.cli:app", "Coordinator: serve the federation, start, follow and stop runs."),
     "server": ("server.cli:app", "Server: set up and serve the REST API."),
     "tui": ("tui.cli:app", "Coordinator: the console in a terminal."),
     "demo": ("onehost.cli:demo_app", "Four hospitals on this machine, from a real table to a download."),

@@ -27,6 +27,10 @@ class Audit:
         body = {"kind": "message", "study": study, "run": run, "step": step, "exchange": exchange}
         self.chain.append({**body, "bytes": size, "sha256": sha256})
 
+    def again(self, study: str, run: str, step: str) -> None:
+        """The entry before of this step is about to leave a second time, byte for byte."""
+        self.chain.append({"kind": "again", "study": study, "run": run, "step": step})
+
     def refused(self, study: str, run: str, step: str, code: str) -> None:
         """A request was refused with this code. What was asked is cut to a sane length: it came from outside."""
         self.chain.append({"kind": "refused", "study": study[:64], "run": run[:64], "step": step[:64], "code": code})

@@ -26,6 +26,7 @@ from medsynx.secure_sum.noise import discrete_gaussian
 from medsynx.secure_sum.ring import RING, Residues
 from medsynx.secure_sum.terms import Terms, roster_digest
 from medsynx.study import Study
+from medsynx.wire import Reply, Request
 from site_agent.audit import Audit
 from site_agent.identity import ROSTER, public_identity, read_roster
 from site_agent.ledger import Budget, Ledger
@@ -112,6 +113,24 @@ class Door:
             if roster.get(policy.site) != public_identity(self.folder.path):
                 raise MedsynxError("roster-mismatch", "the roster does not hold this site's own identity")
             return Terms(digest, run, step, roster, study.rounds.quorum, study.privacy.tolerated_dropouts)
+
+    def again(self, request: Request, reply: Reply) -> None:
+        """What left in answer to this very request may leave once more, if the study is still allowed. Charges nothing: the bytes are the same.
+
+        Raises:
+            MedsynxError: as :meth:`admit`, and ``step-replayed`` when the audit log does not hold these bytes as the last that left for the step.
+        """
+        digest, run, step = request.study_digest, request.run, request.step
+        with self.audited(digest, run, step):
+            self._approved(digest)
+            left: dict[str, Any] = {"arrays": {n: describe(a) for n, a in reply.arrays.items()}}
+            if reply.message:
+                left = {"exchange": request.exchange, "sha256": hashlib.sha256(reply.said).hexdigest()}
+            mine = [e for e in self.audit.chain.entries() if (e["study"], e["run"], e["step"]) == (digest, run, step)]
+            last = [e for e in mine if e["kind"] in ("released", "message")][-1:]
+            if not last or any(last[0].get(key) != value for key, value in left.items()):
+                raise MedsynxError("step-replayed", f"step {step!r} of run {run} was answered before, with other bytes")
+            self.audit.again(digest, run, step)
 
     @contextmanager
     def audited(self, digest: str, run: str, step: str) -> Iterator[None]:

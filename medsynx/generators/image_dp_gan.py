@@ -121,7 +121,7 @@ class ImageDpGan:
             size, once = count(critic_shapes(study)), Sampling(p.sample_rate, 1)
             return (first, *(Step(n, "secure-sum", "train", size, 0.0, dp_gan_sum.SENSITIVITY, once) for n in names))
         size, sampling = count(shapes(study)), Sampling(p.sample_rate, p.critic_steps)
-        return (first, *(Step(n, "model-update", "train", size, 0.0, sampling=sampling) for n in names))
+        return (first, *(Step(n, "model-update", "train", size, 0.0, sampling=sampling, reach=p.reach) for n in names))
 
     def next_step(self, study: Study, state: State) -> Step | None:
         """The means, then the round after the last combined one."""

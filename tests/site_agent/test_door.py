@@ -35,8 +35,8 @@ def refusal(call) -> str:
     return caught.value.code
 
 
-def ask(site: SiteFolder, study, step="tables", run="run-1", **how):
-    return SiteService(site, **how).answer(Request(run, study.digest, step, State()))
+def ask(site: SiteFolder, study, step="tables", run="run-1", state=State(), **how):
+    return SiteService(site, **how).answer(Request(run, study.digest, step, state))
 
 
 def test_an_approved_step_leaves_noised_charged_and_audited(site, study):
@@ -113,7 +113,7 @@ def test_what_was_not_approved_or_planned_is_refused(site, study, raw_study):
     assert ask(site, study, step="more").refusal == "step-not-planned"
     assert ask(site, study, run="../../etc").refusal == "step-not-planned"
     assert ask(site, study).refusal is None
-    assert ask(site, study).refusal == "step-replayed"
+    assert ask(site, study, state=State({}, {"other": 1})).refusal == "step-replayed"
     assert ask(site, study, run="run-2").refusal == "budget-exceeded"
     refused = [e["code"] for e in Door(site).audit.chain.entries() if e["kind"] == "refused"]
     assert refused == ["study-not-approved", "step-not-planned", "step-replayed", "budget-exceeded"]
