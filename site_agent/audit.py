@@ -26,3 +26,19 @@ class Audit:
     def refused(self, study: str, run: str, step: str, code: str) -> None:
         """A request was refused with this code. What was asked is cut to a sane length: it came from outside."""
         self.chain.append({"kind": "refused", "study": study[:64], "run": run[:64], "step": step[:64], "code": code})
+
+
+def sent(entries: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
+    """The entries with which something left, and its bytes. An answer given again counts again."""
+    out: list[tuple[dict[str, Any], int]] = []
+    last: dict[tuple[str, str, str], int] = {}
+    for e in entries:
+        if e["kind"] in ("released", "message"):
+            last[_step(e)] = sum(a["bytes"] for a in e["arrays"].values()) if e["kind"] == "released" else e["bytes"]
+        if e["kind"] in ("released", "message", "again"):
+            out.append((e, last.get(_step(e), 0)))
+    return out
+
+
+def _step(entry: dict[str, Any]) -> tuple[str, str, str]:
+    return entry["study"], entry["run"], entry["step"]

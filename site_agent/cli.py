@@ -9,10 +9,13 @@ from typing import Annotated
 import typer
 
 from medsynx.errors import MedsynxError
-from site_agent import vault_cli
+from site_agent import books_cli, vault_cli
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command()(vault_cli.ingest)
+app.command()(books_cli.ledger)
+app.command()(books_cli.acknowledge)
+app.command()(books_cli.backup)
 app.add_typer(vault_cli.app, name="datasets")
 app.command(hidden=True)(vault_cli.show)  # the short forms of `datasets show` and `datasets forget`
 app.command(hidden=True)(vault_cli.forget)
@@ -102,6 +105,7 @@ def approve(
     dir: Folder,
     study: Annotated[Path, typer.Argument(help="Study manifest, as read by the privacy officer.")],
     dataset: Annotated[str, typer.Option(help="A data set of site.yaml.")] = "table",
+    by: Annotated[str | None, typer.Option(help="Who approves; the user of this machine when omitted.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Privacy officer: approve exactly this study, by its digest, for one data set."""
@@ -123,7 +127,7 @@ def approve(
         typer.echo(f"  epsilon {g.epsilon:.3g} against the {g.adversary}, delta {g.delta:g}, per {g.unit}")
     if not yes:
         typer.confirm("Approve this study?", abort=True)
-    SiteFolder(dir).approve(manifest, dataset)
+    SiteFolder(dir).approve(manifest, dataset, by=by)
     typer.echo("approved")
 
 
@@ -161,34 +165,6 @@ def roster(
         typer.confirm("Are these the right sites and keys?", abort=True)
     write_roster(dir, keys)
     typer.echo(f"roster of {len(keys)} sites installed")
-
-
-@app.command()
-def ledger(dir: Folder, as_json: AsJson = False) -> None:
-    """Show what each data set's patients have spent, after the hash chain was verified."""
-    from site_agent.ledger import Ledger
-    from site_agent.policy import SiteFolder
-
-    policy = SiteFolder(dir).policy()
-    book = Ledger(dir / "ledger.sqlite")
-    spent = {name: book.spent(name, policy.budget.delta) for name in policy.datasets}
-    if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "delta": policy.budget.delta,
-                    "limit": policy.budget.epsilon,
-                    "spent": spent,
-                    "entries": book.chain.entries(),
-                }
-            )
-        )
-        return
-    for name, value in spent.items():
-        typer.echo(f"{name}: epsilon {value:.3g} of {policy.budget.epsilon:g} spent, delta {policy.budget.delta:g}")
-    for e in book.chain.entries():
-        if e["kind"] == "reserve":
-            typer.echo(f"  {e['at'][:19]}  {e['dataset']}  {e['study'][:12]}  {e['run']}  {e['step']}")
 
 
 @app.command()

@@ -106,7 +106,7 @@ def prepare_images(raw: Raw, study: Study, key: bytes, *, strict: bool = False) 
     codes = code[at][:, None]
     parts = {p: ImagePatients(codes[m], drawn.numbers(m), scaled[m]) for p, m in drawn.masks.items()}
     report = EncodeReport(rows=count, clipped={"images": clipped} if clipped else {}, left_out=left_out)
-    return LocalTable(parts, report, drawn.capped)
+    return LocalTable(parts, report, drawn.capped, drawn.marks)
 
 
 def scale(images: NDArray[Any], spec: ImageSpec) -> tuple[NDArray[np.float32], int]:

@@ -49,7 +49,7 @@ class SiteService:
     def __init__(self, folder: SiteFolder, *, simulated: bool = False, strict: bool = False) -> None:
         self.folder, self.strict = folder, strict
         self.door = Door(folder, simulated=simulated)
-        self._table: tuple[tuple[str, str], LocalTable] | None = None
+        self._table: tuple[tuple[str, str, str], LocalTable] | None = None
 
     @classmethod
     def open(cls, path: Path) -> SiteService:
@@ -96,9 +96,11 @@ class SiteService:
 
     def table(self, permit: Permit) -> LocalTable:
         """The permit's data set, encoded for its study; kept for the next step of the same study."""
-        at = (permit.study.digest, permit.dataset)
+        at = (permit.study.digest, permit.dataset, permit.split)
         if self._table is None or self._table[0] != at:
-            self._table = (at, load_dataset(self.folder, permit.dataset, permit.study, strict=self.strict))
+            table = load_dataset(self.folder, permit.dataset, permit.study, strict=self.strict)
+            self.door.identify(permit, table)
+            self._table = (at, table)
         return self._table[1]
 
     def _kept(self, run: str) -> Arrays:
