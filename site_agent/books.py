@@ -94,13 +94,7 @@ def plot(folder: SiteFolder, out: Path) -> None:
         shown = sorted({round(k * (len(mine) - 1) / (POINTS - 1)) for k in range(POINTS)}) if mine else []
         values = [spent_in(mine[: k + 1], account(policy, dataset), policy.budget.delta) for k in shown]
         times = [datetime.fromisoformat(mine[k]["at"]) for k in shown]
-        axes.step(
-            times,
-            values,  # type: ignore[arg-type]
-            where="post",
-            marker=".",
-            label=dataset,
-        )
+        axes.step(date2num(times), values, where="post", marker=".", label=dataset)
     axes.set(ylabel=f"epsilon spent (delta {policy.budget.delta:g})", title=f"Site {policy.site}")
     axes.set_ylim(bottom=0)
     axes.xaxis_date()
