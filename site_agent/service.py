@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -117,4 +118,6 @@ class SiteService:
         with part.open("wb") as out:
             part.chmod(0o600)
             np.savez(out, **arrays)
+            out.flush()
+            os.fsync(out.fileno())
         part.replace(file)
