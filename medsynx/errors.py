@@ -42,11 +42,18 @@ CODES: dict[str, tuple[int, str]] = {
     "budget-exceeded": (32, "Lower the study's epsilon, or ask the privacy officer for a larger lifetime budget."),
     "step-not-planned": (33, "The run asks for something the approved plan does not contain; report it to the site."),
     "step-replayed": (34, "A step of a run is answered once; start a new run."),
-    "ledger-broken": (35, "Stop. The ledger's hash chain does not verify: restore it from a back-up and ask why."),
+    "ledger-broken": (
+        35,
+        "Stop and ask why. Put the newest back-up of the file in its place, then run `medsynx site acknowledge`.",
+    ),
     "cargo-malformed": (36, "The contribution does not have the planned size or bounds; report it to MedSynX."),
     "budget-impossible": (
         37,
         "No noise meets this epsilon and delta; raise epsilon or delta, or lower the number of steps.",
+    ),
+    "patients-shared": (
+        38,
+        "Take `apart` out of site.yaml: these data sets spend one budget. Or register files that share no patient.",
     ),
     # federation (40-49)
     "quorum-lost": (40, "Bring the missing sites back online, or lower `rounds.quorum` in a new study."),

@@ -49,3 +49,19 @@ class Audit:
             for e in self.chain.entries()
             if e["kind"] == "refused" and e["code"] == "study-not-approved"
         }
+
+
+def sent(entries: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
+    """The entries with which something left, and its bytes. An answer given again counts again."""
+    out: list[tuple[dict[str, Any], int]] = []
+    last: dict[tuple[str, str, str], int] = {}
+    for e in entries:
+        if e["kind"] in ("released", "message"):
+            last[_step(e)] = sum(a["bytes"] for a in e["arrays"].values()) if e["kind"] == "released" else e["bytes"]
+        if e["kind"] in ("released", "message", "again"):
+            out.append((e, last.get(_step(e), 0)))
+    return out
+
+
+def _step(entry: dict[str, Any]) -> tuple[str, str, str]:
+    return entry["study"], entry["run"], entry["step"]

@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 from medsynx.errors import MedsynxError
-from site_agent import approvals_cli, membership_cli, vault_cli
+from site_agent import approvals_cli, books_cli, membership_cli, vault_cli
 from site_agent.approvals_cli import By, StudyOrDigest
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command()(vault_cli.ingest)
-app.command()(approvals_cli.studies)
-app.command()(approvals_cli.refuse)
 for command in (
+    approvals_cli.studies,
+    approvals_cli.refuse,
     membership_cli.enrol,
     membership_cli.preflight,
     membership_cli.run,
@@ -24,6 +24,9 @@ for command in (
     membership_cli.roster,
     membership_cli.rotate,
     membership_cli.leave,
+    books_cli.ledger,
+    books_cli.acknowledge,
+    books_cli.backup,
 ):
     app.command()(command)
 app.add_typer(vault_cli.app, name="datasets")
@@ -171,34 +174,6 @@ def approve(
         typer.confirm("Approve this study?", abort=True)
     folder.approve(manifest, dataset, by=by, expires=end)
     typer.echo("approved")
-
-
-@app.command()
-def ledger(dir: Folder, as_json: AsJson = False) -> None:
-    """Show what each data set's patients have spent, after the hash chain was verified."""
-    from site_agent.ledger import Ledger
-    from site_agent.policy import SiteFolder
-
-    policy = SiteFolder(dir).policy()
-    book = Ledger(dir / "ledger.sqlite")
-    spent = {name: book.spent(name, policy.budget.delta) for name in policy.datasets}
-    if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "delta": policy.budget.delta,
-                    "limit": policy.budget.epsilon,
-                    "spent": spent,
-                    "entries": book.chain.entries(),
-                }
-            )
-        )
-        return
-    for name, value in spent.items():
-        typer.echo(f"{name}: epsilon {value:.3g} of {policy.budget.epsilon:g} spent, delta {policy.budget.delta:g}")
-    for e in book.chain.entries():
-        if e["kind"] == "reserve":
-            typer.echo(f"  {e['at'][:19]}  {e['dataset']}  {e['study'][:12]}  {e['run']}  {e['step']}")
 
 
 @app.command()

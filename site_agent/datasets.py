@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -51,6 +53,34 @@ def load_images(
 
         return prepare_folder(path, study, key, strict=strict)
     return prepare_images(read_images(path, part), study, key, strict=strict)
+
+
+def split_of(folder: SiteFolder, name: str, study: Study) -> str:
+    """What decides which patients of a data set are its hold-out patients: under two different splits one patient may have been both.
+
+    A patient with an id keeps its part as long as the id stays. A record without one is named by its content, so that its part is only known to
+    stay while the file does: of such a data set every change is another split.
+
+    Raises:
+        MedsynxError: ``policy-refused`` for a name that is not registered, ``table-unreadable``.
+    """
+    declared = _declared(folder, name)
+    column = study.patient_id or ("patients" if study.image and study.privacy.max_records_per_patient > 1 else None)
+    named = hmac.new(folder.key(), f"split\x1e{name}\x1e{column or ''}".encode(), hashlib.sha256)
+    if column is None and declared.path is not None:
+        try:
+            with (folder.path / declared.path).open("rb") as file:
+                named.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise MedsynxError(
+                "table-unreadable", f"{declared.path.name}: {error.strerror or 'cannot be read'}"
+            ) from None
+    elif column is None:
+        from site_agent.vault import Vault
+
+        for row in Vault(folder.path).catalogue.files(str(declared.vault), verdict="clean"):
+            named.update(str(row["sha256"]).encode())
+    return named.hexdigest()[:32]
 
 
 def _declared(folder: SiteFolder, name: str) -> Dataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,7 @@ class SiteService:
         self.folder, self.strict = folder, strict
         self.door = Door(folder, simulated=simulated)
         self.answers = Answers(folder.path / "runs")
-        self._table: tuple[tuple[str, str], LocalTable] | None = None
+        self._table: tuple[tuple[str, str, str], LocalTable] | None = None
 
     @classmethod
     def open(cls, path: Path) -> SiteService:
@@ -110,9 +111,11 @@ class SiteService:
 
     def table(self, permit: Permit) -> LocalTable:
         """The permit's data set, encoded for its study; kept for the next step of the same study."""
-        at = (permit.study.digest, permit.dataset)
+        at = (permit.study.digest, permit.dataset, permit.split)
         if self._table is None or self._table[0] != at:
-            self._table = (at, load_dataset(self.folder, permit.dataset, permit.study, strict=self.strict))
+            table = load_dataset(self.folder, permit.dataset, permit.study, strict=self.strict)
+            self.door.identify(permit, table)
+            self._table = (at, table)
         return self._table[1]
 
     def _kept(self, run: str) -> Arrays:
@@ -129,4 +132,6 @@ class SiteService:
         with part.open("wb") as out:
             part.chmod(0o600)
             np.savez(out, **arrays)
+            out.flush()
+            os.fsync(out.fileno())
         part.replace(file)

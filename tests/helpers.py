@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from medsynx.generators import families_of
 from medsynx.generators.base import Arrays
@@ -48,6 +49,15 @@ def make_site(
     if approve:
         site.approve(study, "table")
     return site
+
+
+def add_dataset(site: SiteFolder, name: str, table: pd.DataFrame, *, apart: bool = True) -> None:
+    """Register one more table, by default with the officer's word that its patients are others."""
+    table.to_csv(site.path / f"{name}.csv", index=False)
+    file = site.path / "site.yaml"
+    policy = yaml.safe_load(file.read_text("utf-8"))
+    policy["datasets"][name] = {"path": f"{name}.csv", "apart": apart}
+    file.write_text(yaml.safe_dump(policy, sort_keys=False), "utf-8")
 
 
 def masking_sites(folder: Path, study: Study, names: tuple[str, ...], **how: object) -> dict[str, SiteFolder]:
