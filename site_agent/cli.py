@@ -82,6 +82,7 @@ def check(
     from site_agent.approvals import pending
     from site_agent.datasets import load_dataset
     from site_agent.policy import SiteFolder, check_policy
+    from site_agent.quality import examine, lines
 
     folder, manifest = SiteFolder(dir), load_study(study)
     refuse_marks(study)
@@ -90,49 +91,11 @@ def check(
     with on_screen():
         table = load_dataset(folder, dataset, manifest, strict=strict)
     table.require(policy.limits.minimum_patients)
-    report, patients = table.report, table.parts["all"]
-    classes: dict[str, int] = {}
-    if manifest.image:
-        found = patients.codes[:, 0].tolist()
-        classes = {name: found.count(k) for k, name in enumerate(manifest.image.classes)}
     held = folder.decisions.find(manifest.digest)
     if held is None or held[0].status == "pending":
         folder.decisions.keep(manifest.digest, pending(manifest, dataset))
-    if as_json:
-        counts = {"clipped": report.clipped, "other": report.other, "missing": report.missing}
-        typer.echo(
-            json.dumps(
-                {
-                    "patients": patients.count,
-                    **({"images": len(patients.codes), "classes": classes} if classes else {}),
-                    "dropped_columns": report.dropped_columns,
-                    "left_out": report.left_out,
-                    **counts,
-                    "capped": table.capped,
-                }
-            )
-        )
-        return
-    if classes:
-        typer.echo(
-            f"{len(patients.codes):,} images of {patients.count:,} patients; {table.capped:,} above the cap a patient"
-        )
-        typer.echo("  " + ", ".join(f"{name}: {n:,}" for name, n in classes.items()))
-    else:
-        typer.echo(f"{patients.count} patients, {report.rows} rows; {table.capped} rows above the cap a patient")
-    if report.dropped_columns:
-        typer.echo(f"not in the dictionary, left out: {', '.join(report.dropped_columns)}")
-    for why, count in report.left_out.items():
-        if count:
-            typer.echo(f"  {count} images left out: {why}")
-    for what, by_column in (
-        ("out of bounds, clipped", report.clipped),
-        ("no level of the dictionary", report.other),
-        ("missing", report.missing),
-    ):
-        for column, count in by_column.items():
-            if count:
-                typer.echo(f"  {column}: {count} {what}")
+    found = examine(table, manifest)
+    typer.echo(json.dumps(found) if as_json else "\n".join(lines(found)))
 
 
 @app.command()

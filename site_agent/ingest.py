@@ -47,12 +47,14 @@ class LocalTable:
         report: what encoding did.
         capped: records left out because their patient had more than the study's cap.
         marks: who is in it; for the site's own books.
+        duplicates: records that are equal to an earlier one.
     """
 
     parts: Mapping[Part, Patients]
     report: codec.EncodeReport
     capped: int
     marks: Marks = Marks()
+    duplicates: int = 0
 
     def require(self, minimum: int) -> None:
         """Raise ``patients-too-few`` below the site's floor."""
@@ -79,7 +81,7 @@ def prepare(frame: pd.DataFrame, study: Study, key: bytes, *, strict: bool = Fal
     drawn = draw_lots(texts, _patient_ids(frame, study), key, study.privacy.max_records_per_patient, strict=strict)
     codes = codes[drawn.kept]
     parts = {part: Patients(codes[mask], drawn.numbers(mask)) for part, mask in drawn.masks.items()}
-    return LocalTable(parts, report, drawn.capped, drawn.marks)
+    return LocalTable(parts, report, drawn.capped, drawn.marks, drawn.duplicates)
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,14 @@ class Lots:
         names: keyed name of the patient of each kept record.
         capped: how many records were left out.
         marks: of all records.
+        duplicates: how many records were equal to an earlier one.
     """
 
     kept: list[int]
     names: list[bytes]
     capped: int
     marks: Marks
+    duplicates: int
 
     @property
     def masks(self) -> dict[Part, NDArray[np.bool_]]:
@@ -129,7 +133,7 @@ def draw_lots(texts: Sequence[str], ids: Sequence[str] | None, key: bytes, cap: 
     if capped and strict:
         raise MedsynxError("patient-duplicate", f"{capped} records exceed the cap of {cap} a patient")
     marks = Marks(frozenset() if ids is None else frozenset(names), frozenset(rows))
-    return Lots(kept, [names[i] for i in kept], capped, marks)
+    return Lots(kept, [names[i] for i in kept], capped, marks, sum(earlier.values()))
 
 
 def _patient_ids(frame: pd.DataFrame, study: Study) -> list[str] | None:

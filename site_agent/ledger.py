@@ -8,7 +8,7 @@ to be apart (:class:`Account`).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,11 +69,10 @@ class Ledger:
             done = {e["step"] for e in mine if e["run"] == run and e["dataset"] == account.dataset}
             if step.step.name in done:
                 raise MedsynxError("step-replayed", f"step {step.step.name!r} of run {run} was answered before")
-            ahead = [(s.step.part, s.event) for s in plan.steps if s.step.name not in done]
-            splits = {*_splits(mine), account.split}
-            total = _epsilon(_events(mine) + ahead, splits, budget.delta)
+            ahead = [s for s in plan.steps if s.step.name not in done]
+            total = epsilon_with(entries, account, ahead, budget.delta)
             if total > budget.epsilon * (1 + 1e-6):
-                before = _epsilon(_events(mine), _splits(mine), budget.delta)
+                before = spent_in(entries, account, budget.delta)
                 raise MedsynxError(
                     "budget-exceeded",
                     f"data set {account.dataset}: this study would bring epsilon from {before:.3g} to {total:.3g}, the limit is {budget.epsilon:g}",
@@ -104,8 +103,14 @@ class Ledger:
 
 def spent_in(entries: list[dict[str, Any]], account: Account, delta: float) -> float:
     """What these entries cost the worst patient of a data set."""
+    return epsilon_with(entries, account, (), delta)
+
+
+def epsilon_with(entries: list[dict[str, Any]], account: Account, steps: Sequence[PricedStep], delta: float) -> float:
+    """What the worst patient of a data set will have spent when these steps have been charged too."""
     mine = account.charged(entries)
-    return _epsilon(_events(mine), _splits(mine), delta)
+    splits = _splits(mine) | ({account.split} if steps else set())
+    return _epsilon(_events(mine) + [(s.step.part, s.event) for s in steps], splits, delta)
 
 
 def _events(entries: list[dict[str, Any]]) -> list[tuple[Part, Any]]:
