@@ -44,18 +44,23 @@ def init(
         Path | None,
         typer.Option(help="A table (CSV, Parquet) or labelled images (NPZ) to register as data set `table`."),
     ] = None,
+    approver: Annotated[
+        list[str] | None,
+        typer.Option(help="Who may approve studies; repeat it. The user of this machine when omitted."),
+    ] = None,
 ) -> None:
     """Make a site folder with a strict policy (`site.yaml`), a secret key and an empty ledger."""
     from pydantic import ValidationError
 
     from medsynx.tables import read_table
     from site_agent.images import read_images
-    from site_agent.policy import Dataset, SiteFolder, SitePolicy
+    from site_agent.policy import Dataset, Limits, SiteFolder, SitePolicy
 
     if table:
         (read_images if table.suffix == ".npz" else read_table)(table)
     try:
-        policy = SitePolicy(site=name, datasets={"table": Dataset(path=table.resolve())} if table else {})
+        datasets = {"table": Dataset(path=table.resolve())} if table else {}
+        policy = SitePolicy(site=name, datasets=datasets, limits=Limits(approvers=tuple(approver or ())))
     except ValidationError:
         raise MedsynxError(
             "policy-refused", f"{name!r} is not a site name", hint="Use lower case letters, digits and dashes."

@@ -65,21 +65,25 @@ def split_of(folder: SiteFolder, name: str, study: Study) -> str:
         MedsynxError: ``policy-refused`` for a name that is not registered, ``table-unreadable``.
     """
     declared = _declared(folder, name)
-    column = study.patient_id or ("patients" if study.image and study.privacy.max_records_per_patient > 1 else None)
+    column = study.patient_id
+    if study.image is not None and (declared.vault is not None or study.privacy.max_records_per_patient > 1):
+        column = "patients"
     named = hmac.new(folder.key(), f"split\x1e{name}\x1e{column or ''}".encode(), hashlib.sha256)
-    if column is None and declared.path is not None:
-        try:
-            with (folder.path / declared.path).open("rb") as file:
-                named.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError as error:
-            raise MedsynxError(
-                "table-unreadable", f"{declared.path.name}: {error.strerror or 'cannot be read'}"
-            ) from None
-    elif column is None:
+    if column is not None:
+        return named.hexdigest()[:32]
+    if declared.path is None:
         from site_agent.vault import Vault
 
         for row in Vault(folder.path).catalogue.files(str(declared.vault), verdict="clean"):
             named.update(str(row["sha256"]).encode())
+        return named.hexdigest()[:32]
+    path = folder.path / declared.path
+    try:
+        for file in sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]:
+            with file.open("rb") as content:
+                named.update(f"{file.relative_to(path)}\x1e".encode() + hashlib.file_digest(content, "sha256").digest())
+    except OSError as error:
+        raise MedsynxError("table-unreadable", f"{path.name}: {error.strerror or 'cannot be read'}") from None
     return named.hexdigest()[:32]
 
 

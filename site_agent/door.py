@@ -130,7 +130,7 @@ class Door:
         """
         digest, run, step = request.study_digest, request.run, request.step
         with self.audited(digest, run, step):
-            self._approved(digest)
+            self._approved(digest, step if reply.arrays else None)
             left: dict[str, Any] = {"arrays": {n: describe(a) for n, a in reply.arrays.items()}}
             if reply.message:
                 left = {"exchange": request.exchange, "sha256": hashlib.sha256(reply.said).hexdigest()}

@@ -23,6 +23,7 @@ from medsynx.wire import Request
 from site_agent import books, clock
 from site_agent.backup import write_backup
 from site_agent.chain import Chain
+from site_agent.datasets import split_of
 from site_agent.door import Door
 from site_agent.policy import SiteFolder
 from site_agent.service import SiteService
@@ -154,6 +155,27 @@ def test_images_are_told_apart_too(tmp_path):
         for run, s in (("run-1", study), ("run-2", other))
     ]
     assert answers == [None, "site-failed"]
+
+
+def test_a_folder_of_pictures_is_a_data_set_of_its_pictures(tmp_path):
+    from PIL import Image
+
+    study = parse_study(RAW_IMAGE_STUDY)
+    site = make_site(tmp_path / "n", study, small_table(1, 1), approve=False)
+    for k, (image, label) in enumerate(zip(*stripes(40, 1), strict=True)):
+        place = site.path / "pictures" / ["flat", "upright"][label]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{k}.png")
+    file = site.path / "site.yaml"
+    file.write_text(file.read_text().replace("path: table.csv", "path: pictures"))
+    site.approve(study, "table")
+    before = split_of(site, "table", study)
+    go = SiteService(site, simulated=True).answer
+    assert go(Request("run-1", study.digest, full_plan(study)[0].name, State())).refusal is None
+    with sqlite3.connect(site.path / "patients.sqlite") as db:
+        assert db.execute("SELECT count(*) FROM mark WHERE kind = 'id'").fetchone() == (40,)
+    Image.fromarray(stripes(1, 9)[0][0]).save(site.path / "pictures" / "flat" / "new.png")
+    assert split_of(site, "table", study) != before
 
 
 def rows(chain: Chain, count: int, word: str = "row") -> None:

@@ -89,8 +89,8 @@ def test_hours_survive_the_file_and_times_without_quotes(tmp_path, study):
 
 
 def test_out_of_hours_nothing_is_answered_or_charged_and_the_reason_stays(tmp_path, study, monkeypatch, caplog):
-    site = make_site(tmp_path / "n", study, small_table(300, 1), hours=Hours.model_validate(NIGHT))
     at(monkeypatch, datetime(2026, 1, 5, 12, tzinfo=UTC))
+    site = make_site(tmp_path / "n", study, small_table(300, 1), hours=Hours.model_validate(NIGHT))
     with caplog.at_level(logging.WARNING):
         reply = ask(site, study, "run-1")
     assert reply.refusal == "policy-refused" and reply.arrays == {} and "at this hour" in caplog.text
@@ -103,8 +103,8 @@ def test_out_of_hours_nothing_is_answered_or_charged_and_the_reason_stays(tmp_pa
 def test_a_clock_set_back_opens_no_hours_again(tmp_path, study, monkeypatch, boot):
     """Neither within one start of the machine, where the other clock tells, nor across one."""
     hours = Hours.model_validate({"from": "18:00", "to": "19:00", "zone": "UTC"})
-    site = make_site(tmp_path / "n", study, small_table(300, 1), hours=hours, epsilon_lifetime=100)
     at(monkeypatch, datetime(2026, 1, 5, 18, 30, tzinfo=UTC), boot="same", up=0)
+    site = make_site(tmp_path / "n", study, small_table(300, 1), hours=hours, epsilon_lifetime=100)
     assert ask(site, study, "run-1").refusal is None
     true_wait = 3600.0 if boot == "same" else 5.0
     set_back = datetime(2026, 1, 5, 18, 45 if boot == "same" else 5, tzinfo=UTC)
@@ -120,8 +120,8 @@ def test_bytes_a_day_and_a_study(tmp_path, study, monkeypatch):
     (size,) = [s.bytes for s in full_plan(study) if s.name == "tables"]
     whole = sum(s.bytes for s in full_plan(study))
     table, begin = small_table(300, 1), datetime(2026, 1, 5, 12, tzinfo=UTC)
-    day = make_site(tmp_path / "day", study, table, bytes_per_day=2 * size, epsilon_lifetime=100)
     at(monkeypatch, begin)
+    day = make_site(tmp_path / "day", study, table, bytes_per_day=2 * size, epsilon_lifetime=100)
     assert [ask(day, study, f"run-{k}").refusal for k in range(3)] == [None, None, "policy-refused"]
     at(monkeypatch, begin + timedelta(hours=23), up=23 * 3600)
     assert ask(day, study, "run-3").refusal == "policy-refused"
