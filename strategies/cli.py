@@ -42,6 +42,39 @@ def serve(
     run(dir, Tls(tls_ca.resolve(), tls_cert.resolve(), tls_key.resolve()), (host, port), typer.echo, private_port)
 
 
+@app.command()
+def connect(
+    dir: Folder,
+    url: Annotated[str, typer.Option(help="Base URL of the MedSynX server.")],
+    token_file: Annotated[Path, typer.Option(help="File with a token of `medsynx server token create`.")],
+    ca: Annotated[
+        Path | None, typer.Option(help="Its certificate authority (PEM); one of the system's when omitted.")
+    ] = None,
+) -> None:
+    """Name the server: it is told how runs go, takes their bundles, and its enrolled sites are the federation from the next `serve` on."""
+    import httpx
+
+    from medsynx.errors import MedsynxError
+    from medsynx.keys import write_secret
+    from strategies.registry import Registry
+
+    try:
+        token = token_file.read_text("utf-8").strip()
+        registry = Registry(url.rstrip("/"), token, str(ca.resolve(strict=True)) if ca else None)
+    except (OSError, UnicodeDecodeError) as error:
+        raise MedsynxError("request-invalid", f"{getattr(error, 'filename', token_file)} cannot be read") from None
+    try:
+        sites = registry.enrolled()
+    except httpx.HTTPStatusError as refused:
+        code = "token-invalid" if refused.response.status_code in (401, 403) else "federation-unreachable"
+        hint = "Make a new one with `medsynx server token create`." if code == "token-invalid" else None
+        raise MedsynxError(code, f"{url} answered {refused.response.status_code}", hint=hint) from None
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        raise MedsynxError("federation-unreachable", f"{url} does not answer ({type(error).__name__})") from None
+    write_secret(dir / "registry.json", json.dumps(vars(registry)).encode())
+    typer.echo(f"connected; enrolled sites: {', '.join(sorted(sites)) or 'none yet'}")
+
+
 @app.command("run")
 def start(
     study: Annotated[Path, typer.Argument(help="Study manifest, YAML or JSON.")],
