@@ -154,7 +154,11 @@ def test_the_server_releases_and_serves_images(outcome, desk, tmp_path):
     assert (rows.status_code, rows.json()["code"]) == (422, "not-rows")
     for form in ("npz", "dicom"):
         assert ask(rows=20_000, format=form).json()["code"] == "rows-invalid"
-        assert ask(rows=2, format=form, conditions={"class": "flat"}).json()["code"] == "condition-invalid"
+        strange = ask(rows=2, format=form, conditions={"class": "sideways"})
+        assert strange.json()["code"] == "condition-invalid" and "flat, upright" in strange.json()["hint"]
+    some = ask(rows=9, seed=4, format="npz", conditions={"class": "flat"})
+    with np.load(io.BytesIO(some.content)) as arrays:
+        assert list(arrays["labels"]) == ["flat"] * 9
 
 
 @pytest.mark.parametrize(
