@@ -73,10 +73,10 @@ class View:
     """
 
     def __init__(self, arrays: Arrays, channels: int) -> None:
+        if not set(ARRAYS) <= set(arrays):
+            raise ValueError("the view does not fit the study")
         self.channels = channels
-        self.centre, self.directions, self.drawn, scale, self.control = (
-            np.asarray(arrays[n], float) for n in ARRAYS if n in arrays
-        )
+        self.centre, self.directions, self.drawn, scale, self.control = (np.asarray(arrays[n], float) for n in ARRAYS)
         fits = (
             self.centre.shape == (FEATURES,)
             and self.directions.shape == (FEATURES, COORDINATES)
