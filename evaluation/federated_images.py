@@ -1,35 +1,47 @@
-"""The private evaluation of images: one secure sum over hold-out patients, through the door and charged like everything else.
+"""The private evaluation of images: two secure sums, through the door and charged like everything else.
 
-The coordinator learns a linear classifier from synthetic images, over the public edge features of :mod:`medsynx.generators.random_features`,
-and sends its weights with the request. A site applies it to its hold-out patients and counts what it says: a (class x class) table of answers,
-and for each class a (rest or class x bin) histogram of its score. The weights come from noised sums only, so a patient moves a few counts and
-nothing else. There is no private reference trained on real images: that would take budget from the generator.
+The coordinator learns a linear classifier from synthetic images, over the public edge features of :mod:`medsynx.generators.random_features`, fits
+a view to them (:mod:`evaluation.image_view`), and sends both with the request. Of its hold-out patients a site counts what the classifier says
+(a table of answers by class, and for each class a histogram of its score), how near the nearest synthetic image is, and the moments of
+where they lie. Of its training patients it counts how near the nearest is, and no more: what differs is what a generator remembers
+(:mod:`evaluation.memorisation`). Classifier and view come from noised sums only, so a patient moves a few counts and moments and nothing else. There
+is no private reference trained on real images: that would take budget from the generator.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation import scorecard
-from evaluation.federated import DRAWS, HOLDOUT, SOURCE, UNIT
+from evaluation import image_view, memorisation, scorecard
+from evaluation.federated import DRAWS, HOLDOUT, REFERENCE, SOURCE
 from evaluation.federated import noisy_auc as binned_auc
+from evaluation.image_view import View
 from medsynx.generators.base import Arrays, Contribution, ImagePatients, Patients, State, Total
-from medsynx.generators.image_sum import in_batches
+from medsynx.generators.image_sum import ImageSum, in_batches
 from medsynx.generators.random_features import Scattering
 from medsynx.image_samplers import Images
 from medsynx.plan import PricedStep, Sensitivity, Step
 from medsynx.study import Study
 
 JUDGED_IMAGES = 3000  #: synthetic images the classifier learns from
+#: cargo units a count (see medsynx.secure_sum.noise on the grid), and a unit of moments, whose entries are small
+UNIT = 2**13
+#: what a patient adds to the histogram of nearness, and a unit of its moments. Both take part in the norm, and so take precision from the AUC:
+#: the weights keep its noise within a fifth of what it would be alone.
+NEAR_UNIT, MOMENT_UNIT = UNIT // 2, 7 * UNIT // 10
+#: of a training patient's budget: a histogram of many patients is readable at much noise, and the generator keeps the rest
+TRAIN_SHARE = 0.03
 LEARNER = "linear, over edge strengths by place"
 
 
 class Layout:
-    """Which tables the hold-out vector holds: answers (class, class), then for each judged class scores (rest or class, bin).
+    """Which tables the hold-out vector holds: answers (class, class), for each judged class scores (rest or class, bin), how near the nearest
+    synthetic image is (bin), and moments.
 
     Of two classes one score says all, a single class has none.
     """
@@ -40,32 +52,39 @@ class Layout:
         self.scattering = Scattering(study.image.shape)
         self.scored = list(range(self.classes))[-1 if self.classes == 2 else 0 :] if self.classes > 1 else []
         self.answers = self.classes**2
-        self.size = self.answers + len(self.scored) * 2 * scorecard.BINS
+        self.near = self.answers + len(self.scored) * 2 * scorecard.BINS  #: where the histogram begins
+        self.moments = ImageSum(image_view.WIDTH, 1, counted=False, unit=MOMENT_UNIT)
+        self.size = self.near + memorisation.BINS + self.moments.size
 
     def sensitivity(self) -> Sensitivity:
-        """A patient adds at most one count to each table, however many images and labels: the images of a patient share it."""
+        """A patient adds at most one count to each table and moments of norm one, however many images and labels: its images share it."""
         return Sensitivity(
-            UNIT * math.sqrt(1 + len(self.scored)),
+            math.ceil(math.hypot(UNIT * math.sqrt(1 + len(self.scored)), NEAR_UNIT, MOMENT_UNIT)),
             UNIT,
-            "each of a patient's k images adds unit // k to one cell of each table; the classifier depends on no hold-out patient",
+            "each of a patient's k images adds a table's unit // k to one cell of it; their moments, of norm 1 at most, are averaged; "
+            "classifier and view depend on no hold-out patient",
         )
 
     def count(
-        self, patients: ImagePatients, weights: NDArray[np.float64], bias: NDArray[np.float64]
+        self, patients: ImagePatients, weights: NDArray[np.float64], bias: NDArray[np.float64], view: View
     ) -> NDArray[np.int64]:
         """All tables of these patients in units."""
         out = np.zeros(self.size, np.int64)
         if not len(patients.codes):
             return out
-        label, unit = patients.codes[:, 0], UNIT // np.bincount(patients.patient)[patients.patient]
+        label, unit = patients.codes[:, 0], shared(UNIT, patients)
 
         def said(images: NDArray[np.float32], _: NDArray[np.int64]) -> NDArray[np.float64]:
             # Row by row: a product of matrices rounds by where a row stands, and weights from outside may make much of a last bit.
-            return (self.scattering(images).astype(np.float64)[:, None] * weights).sum(axis=2) + bias
+            with np.errstate(all="ignore"):
+                return (self.scattering(images).astype(np.float64)[:, None] * weights).sum(axis=2) + bias
 
-        logits = in_batches(
-            said, patients.images, label
-        )  # in batches too: no patient may move another's answer by a last bit
+        # in batches too: no patient may move another's answer by a last bit
+        logits, seen = in_batches(said, patients.images, label), look(view, patients.images)
+        np.add.at(out, self.near + memorisation.binned(seen[:, 0]), shared(NEAR_UNIT, patients))
+        out[self.near + memorisation.BINS :] = self.moments.add_rows(
+            seen[:, 1:], np.zeros_like(label), patients.patient
+        )
         np.add.at(out, label * self.classes + logits.argmax(axis=1), unit)
         for k, name in enumerate(self.scored):
             others = np.delete(logits, name, axis=1)
@@ -76,44 +95,103 @@ class Layout:
             np.add.at(out, place + scorecard.binned(score), unit)
         return out
 
-    def split(self, vector: NDArray[Any]) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+    def split(self, vector: NDArray[Any]) -> Tables:
         """A total in units back to tables in counts of patients."""
-        counts = np.asarray(vector, float) / UNIT
-        scores = counts[self.answers :].reshape(len(self.scored), 2, scorecard.BINS)
-        return counts[: self.answers].reshape(self.classes, self.classes), list(scores)
+        answers, scores, near, moments = np.split(
+            np.asarray(vector, float), [self.answers, self.near, self.near + memorisation.BINS]
+        )
+        shaped = scores.reshape(len(self.scored), 2, scorecard.BINS) / UNIT
+        answers = answers.reshape(self.classes, self.classes) / UNIT
+        return Tables(answers, list(shaped), near / NEAR_UNIT, moments / MOMENT_UNIT)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A hold-out total in patients: answers (class, class), scores (rest or class, bin) a judged class, nearness (bin), sums of moments."""
+
+    answers: NDArray[np.float64]
+    scores: list[NDArray[np.float64]]
+    near: NDArray[np.float64]
+    moments: NDArray[np.float64]
+
+    @property
+    def patients(self) -> float:
+        """How many there are, by answers and scores; the more cells, the more noise, the less a table says."""
+        counts = [self.answers, *self.scores]
+        return float(np.average([c.sum() for c in counts], weights=[1 / c.size for c in counts]))
+
+
+def shared(unit: int, patients: ImagePatients) -> NDArray[np.int64]:
+    """What each image adds to a table: a patient's k images ``unit // k`` each."""
+    share: NDArray[np.int64] = unit // np.bincount(patients.patient)[patients.patient]
+    return share
+
+
+def look(view: View, images: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Distance to the nearest synthetic image, and moments: (images, channels, height, width) -> (images, 1 + WIDTH).
+
+    Each image is looked at alone and where it lies in memory tells nothing of the others: sums of a batch may round by an image's place in it.
+    """
+    out = np.empty((len(images), 1 + image_view.WIDTH))
+    for k, image in enumerate(images):
+        at = view.coordinates(image[None].copy())
+        out[k] = np.hstack([view.distance(at), view.moments(at)[0]])
+    return out
+
+
+def nearness(view: View, patients: ImagePatients) -> NDArray[np.int64]:
+    """The histogram of these patients' distances, in units."""
+    out = np.zeros(memorisation.BINS, np.int64)
+    np.add.at(out, memorisation.binned(look(view, patients.images)[:, 0]), shared(UNIT, patients))
+    return out
+
+
+KEPT = {REFERENCE: "train", HOLDOUT: "holdout"}  #: step -> its total's name in the state
 
 
 class Evaluation:
-    """The step, with a family's verbs."""
+    """The two steps, with a family's verbs."""
 
     def plan(self, study: Study) -> tuple[Step, ...]:
-        """One sum over hold-out patients."""
+        """How near training patients are, then one sum over hold-out patients, who pay for nothing else."""
         layout = Layout(study)
-        return (Step(HOLDOUT, "secure-sum", "holdout", layout.size, 1.0, layout.sensitivity()),)
+        bound = Sensitivity(
+            UNIT,
+            UNIT,
+            "each of a patient's k images adds unit // k to one cell; the noise of the family covers what the view knows of it",
+        )
+        train = Step(REFERENCE, "secure-sum", "train", memorisation.BINS, TRAIN_SHARE, bound)
+        return (
+            train,
+            Step(HOLDOUT, "secure-sum", "holdout", layout.size, 1.0, layout.sensitivity()),
+        )
 
     def next_step(self, study: Study, state: State) -> Step | None:
-        """The sum, once."""
-        return None if "holdout" in state.arrays else self.plan(study)[0]
+        """Each sum, once."""
+        return next((s for s in self.plan(study) if KEPT[s.name] not in state.arrays), None)
 
     def contribute(
         self, study: Study, priced: PricedStep, state: State, patients: Patients, keep: Arrays
     ) -> Contribution:
-        """This site's exact tables. Raises ValueError for a classifier that does not fit the study, whatever the images are."""
-        assert isinstance(patients, ImagePatients)
-        layout = Layout(study)
+        """This site's exact tables. Raises ValueError for a classifier or view that does not fit the study, whatever the images are."""
+        assert isinstance(patients, ImagePatients) and study.image
+        layout, view = Layout(study), View(state.arrays, study.image.shape[2])
+        if priced.step.name == REFERENCE:
+            return Contribution({"sum": nearness(view, patients)})
         weights, bias = (np.asarray(state.arrays[n], float) for n in ("weights", "bias"))
         fits = weights.shape == (layout.classes, layout.scattering.width) and bias.shape == (layout.classes,)
         if not fits or not (np.isfinite(weights).all() and np.isfinite(bias).all()):
             raise ValueError("the classifier does not fit the study")
-        return Contribution({"sum": layout.count(patients, weights, bias)})
+        return Contribution({"sum": layout.count(patients, weights, bias, view)})
 
     def combine(self, study: Study, priced: PricedStep, state: State, total: Total) -> State:
         """Keep the noised tables."""
-        return State({**state.arrays, "holdout": total.arrays["sum"]}, {**state.facts, "noise_std": total.noise_std})
+        name = KEPT[priced.step.name]
+        return State({**state.arrays, name: total.arrays["sum"]}, {**state.facts, f"{name}_std": total.noise_std})
 
 
 def start(study: Study, synthetic: Images) -> State:
-    """State before the evaluation: a classifier learned from synthetic images. A class that is not made is never answered."""
+    """State before the evaluation: a classifier learned from synthetic images, and a view. A class that is not made is never answered."""
     from sklearn.linear_model import LogisticRegression
 
     layout = Layout(study)
@@ -130,21 +208,32 @@ def start(study: Study, synthetic: Images) -> State:
         sides = np.array([[-0.5], [0.5]]) if len(made) == 2 else np.eye(len(made))
         weights[made] = sides @ learned.coef_ / std
         bias[made] = sides @ learned.intercept_ - weights[made] @ mean
-    return State({"weights": weights.astype(np.float32), "bias": bias.astype(np.float32)})
+    classifier = {"weights": weights.astype(np.float32), "bias": bias.astype(np.float32)}
+    return State(classifier | image_view.of(synthetic))
 
 
 def figures(study: Study, state: State) -> dict[str, Any]:
-    """AUC (of each class against the rest) and balanced accuracy, from noised tables.
+    """AUC (of each class against the rest), balanced accuracy, Frechet distance and memorisation, from noised tables.
 
-    ``plus_minus`` is one standard deviation of the noise; a figure with more than 0.05 of it, or without a visible class, is not reliable.
+    Of the first two ``plus_minus`` is one standard deviation of the noise; with more than 0.05 of it, or without a visible class, they are not
+    reliable. For the others see :func:`evaluation.image_view.frechet` and :func:`evaluation.memorisation.figure`.
     """
-    layout, std, rng = Layout(study), float(state.facts["noise_std"]) / UNIT, np.random.default_rng(0)
-    answers, scores = layout.split(state.arrays["holdout"])
-    out = {
-        "tstr_auc": _mean([binned_auc(s, std, rng) for s in scores]),
-        "tstr_balanced_accuracy": _balanced(answers, std, rng),
+    assert study.image
+    train_std, holdout_std = (float(state.facts[f"{name}_std"]) for name in ("train", "holdout"))
+    std = holdout_std / UNIT
+    rng, tables = np.random.default_rng(0), Layout(study).split(state.arrays["holdout"])
+    view = View(state.arrays, study.image.shape[2])
+    learned = {
+        "tstr_auc": _mean([binned_auc(s, std, rng) for s in tables.scores]),
+        "tstr_balanced_accuracy": _balanced(tables.answers, std, rng),
     }
-    return {name: {**figure, "learner": LEARNER, "source": SOURCE} for name, figure in out.items()}
+    out = {name: {**figure, "learner": LEARNER} for name, figure in learned.items()} | {
+        "frechet": image_view.frechet(view, tables.moments, tables.patients, holdout_std / MOMENT_UNIT),
+        "memorisation": memorisation.figure(
+            np.asarray(state.arrays["train"], float) / UNIT, tables.near, (train_std / UNIT, holdout_std / NEAR_UNIT)
+        ),
+    }
+    return {name: {**figure, "source": SOURCE} for name, figure in out.items()}
 
 
 def _mean(found: list[dict[str, Any]]) -> dict[str, Any]:

@@ -11,13 +11,14 @@ CLOSED: dict[str, Any] = {"passed": False, "checks": []}
 
 
 def check(gate: GateSpec, figures: dict[str, Any] | None) -> dict[str, Any]:
-    """``{"passed", "checks"}``: a threshold whose figure is absent or not reliable is not met, nor is a distance finer than what its
-    noise can tell from 0 (``resolution``). Without thresholds the gate is open."""
+    """``{"passed", "checks"}``: a threshold whose figure is absent or not reliable is not met, nor is a distance or memorisation finer than
+    what its noise can tell from 0 (``resolution``). Without thresholds the gate is open."""
     checks = []
     for figure, threshold, smaller_is_better in (
         ("tvd1", gate.max_tvd1, True),
         ("tvd2", gate.max_tvd2, True),
         ("tstr_auc", gate.min_tstr_auc, False),
+        ("memorisation", gate.max_memorisation, True),
     ):
         if threshold is None:
             continue

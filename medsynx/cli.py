@@ -155,7 +155,9 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Same bundle, rows and seed: same table.")] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(help="COLUMN=VALUE or COLUMN=LOW..HIGH; again for more columns, or for another value of one."),
+        typer.Option(
+            help="COLUMN=VALUE or COLUMN=LOW..HIGH (of images: class=NAME); again for more columns, or another value of one."
+        ),
     ] = None,
     form: Annotated[
         Literal["png", "dicom", "nifti"] | None, typer.Option("--format", help="Images as such files, in a ZIP.")
@@ -166,7 +168,7 @@ def generate(
 ) -> None:
     """Draw synthetic rows or images from a bundle, offline. With --where, rows follow the generator's distribution given that."""
     from medsynx.bundle import fingerprint, read_bundle
-    from medsynx.conditions import parse_conditions
+    from medsynx.conditions import classes_of, parse_conditions
     from medsynx.image_files import archive, to_npz
     from medsynx.progress import on_screen
     from medsynx.samplers import draw
@@ -175,14 +177,15 @@ def generate(
 
     verified = read_bundle(bundle, trusted=frozenset({fingerprint(key.read_bytes())}) if key else None)
     image, conditions = verified.study.image, parse_conditions(where or (), verified.study)
+    classes = classes_of(conditions, verified.study) if image else ()
     if form and out.suffix.lower() != ".zip":
         raise MedsynxError("request-invalid", f"--format {form} makes a ZIP", hint="Give an --out that ends in .zip.")
     if form:
         with on_screen():
-            write_whole(out, archive(verified, rows, seed, form))
+            write_whole(out, archive(verified, rows, seed, form, classes))
     elif image and out.suffix.lower() == ".npz":
         with on_screen():
-            write_whole(out, [to_npz(verified, rows, seed)])
+            write_whole(out, [to_npz(verified, rows, seed, classes)])
     else:
         write_table(out, draw(verified, rows, seed, conditions))
     note = "" if verified.private else " - NOT PRIVATE: noise was off in this run"

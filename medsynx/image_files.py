@@ -76,13 +76,13 @@ class Item:
 Encoder = Callable[[Item, Scale, Provenance], dict[str, bytes]]
 
 
-def to_npz(bundle: Bundle, images: int, seed: int | None) -> bytes:
+def to_npz(bundle: Bundle, images: int, seed: int | None, classes: tuple[str, ...] = ()) -> bytes:
     """``images`` (N x height x width, and x 3 for RGB) in the study's intensities, ``labels`` (N) as names of classes, ``provenance`` (JSON).
 
     Pixels are uint8 where the study's intensities are 0 to 255, float32 elsewhere. Raises what :func:`medsynx.image_samplers.draw_images` raises.
     """
-    spec, about = image_spec(bundle), Provenance.of(bundle, images, seed)
-    made = draw_images(bundle, images, seed)
+    spec, about = image_spec(bundle), Provenance.of(bundle, images, seed, classes)
+    made = draw_images(bundle, images, seed, classes)
     scale, (low, high) = Scale.of(spec), spec.intensity
     if scale.plain:
         pixels = scale.stored(made)
@@ -95,24 +95,25 @@ def to_npz(bundle: Bundle, images: int, seed: int | None) -> bytes:
     return out.getvalue()
 
 
-def archive(bundle: Bundle, images: int, seed: int | None, form: str) -> Iterator[bytes]:
+def archive(bundle: Bundle, images: int, seed: int | None, form: str, classes: tuple[str, ...] = ()) -> Iterator[bytes]:
     """A ZIP, in pieces as the images are drawn: a folder a class, ``labels.csv`` (file, label) and ``provenance.json``.
 
-    The same bundle, number and seed give the same bytes.
+    The same bundle, number, seed and classes give the same bytes.
 
     Args:
         form: one of :data:`ARCHIVES`.
+        classes: of these alone; of all when empty.
 
     Raises:
-        MedsynxError: before the first piece; ``rows-invalid``, ``not-images``, ``install-incomplete`` or ``bundle-unreadable``.
+        MedsynxError: before the first piece; ``rows-invalid``, ``condition-invalid``, ``not-images``, ``install-incomplete``, ``bundle-unreadable``.
     """
-    spec, about = image_spec(bundle), Provenance.of(bundle, images, seed)
+    spec, about = image_spec(bundle), Provenance.of(bundle, images, seed, classes)
     try:
         encode: Encoder = import_module(f"medsynx.image_formats.{form}").encode
     except ModuleNotFoundError as missing:
         hint = "Install the extra `server` or `deid`, for example `pip install medsynx[server]`."
         raise MedsynxError("install-incomplete", f"the format {form} needs {missing.name}", hint=hint) from None
-    return _zipped(draw_chunks(bundle, images, seed), spec, about, encode, len(str(images)))
+    return _zipped(draw_chunks(bundle, images, seed, classes), spec, about, encode, len(str(images)))
 
 
 def image_spec(bundle: Bundle) -> ImageSpec:

@@ -7,7 +7,7 @@ covariance of each class's low frequencies).
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -59,6 +59,12 @@ class ImageSampler:
         """Positions of the classes that are made."""
         return np.flatnonzero(self.shares > 0).tolist()
 
+    def given(self, classes: tuple[str, ...]) -> ImageSampler:
+        """The sampler of some classes, which keep their shares among each other. Raises ``condition-invalid`` for one that is not made."""
+        self._require(classes)
+        wanted = np.isin(self.classes, classes)
+        return ImageSampler(self.painter, np.where(wanted, self.shares, 0.0).tolist(), self.classes)
+
     def sample(self, images: int, rng: np.random.Generator) -> Images:
         """Images whose classes follow the shares as closely as whole numbers can, in random order."""
         return self.of(self.labels(images, rng), rng)
@@ -73,12 +79,19 @@ class ImageSampler:
 
     def chunks(self, label: NDArray[np.int64], rng: np.random.Generator) -> Iterator[Images]:
         """One image of each given class, a few at a time. Raises ``condition-invalid``, at once, for a class that is not made."""
-        strange = sorted(set(np.unique(label).tolist()) - set(self.made))
-        if strange:
-            names = ", ".join(self.classes[k] for k in strange)
-            raise MedsynxError("condition-invalid", f"noise hides how many patients have {names}: it is not made")
+        self._require([self.classes[k] for k in np.unique(label)])
         some = (label[i : i + CHUNK] for i in range(0, len(label), CHUNK))
         return (Images(self.painter.paint(part, rng), part.astype(np.int64)) for part in some)
+
+    def _require(self, names: Sequence[str]) -> None:
+        made = [self.classes[k] for k in self.made]
+        absent = ", ".join(name for name in names if name not in made)
+        if absent:
+            raise MedsynxError(
+                "condition-invalid",
+                f"noise hides how many patients have {absent}: it is not made",
+                hint=f"Name one of the classes that are: {', '.join(made)}.",
+            )
 
     def of(self, label: NDArray[np.int64], rng: np.random.Generator) -> Images:
         """What :meth:`chunks` gives, in one."""
@@ -163,21 +176,27 @@ def open_image_sampler(manifest: dict[str, Any], files: dict[str, bytes], study:
     return ImageSampler(painter, shares, spec.classes)
 
 
-def draw_images(bundle: Bundle, images: int, seed: int | None = None) -> Images:
-    """Synthetic images of a verified bundle. The same bundle, number and seed give the same images.
+def draw_images(bundle: Bundle, images: int, seed: int | None = None, classes: tuple[str, ...] = ()) -> Images:
+    """Synthetic images of a verified bundle. The same bundle, number, seed and classes give the same images.
+
+    Args:
+        classes: of these alone, see :func:`medsynx.conditions.classes_of`; of all when empty.
 
     Raises:
-        MedsynxError: ``rows-invalid``, or what :func:`open_image_sampler` raises.
+        MedsynxError: ``rows-invalid``, ``condition-invalid`` for a class that is not made, or what :func:`open_image_sampler` raises.
     """
-    return _joined(draw_chunks(bundle, images, seed))
+    return _joined(draw_chunks(bundle, images, seed, classes))
 
 
-def draw_chunks(bundle: Bundle, images: int, seed: int | None = None) -> Iterator[Images]:
+def draw_chunks(
+    bundle: Bundle, images: int, seed: int | None = None, classes: tuple[str, ...] = ()
+) -> Iterator[Images]:
     """The images of :func:`draw_images`, a few at a time. Raises the same, before the first are drawn."""
     if not 1 <= images <= MAX_IMAGES:
         raise MedsynxError("rows-invalid", f"{images} images asked for", hint=f"Ask for 1 to {MAX_IMAGES:,} images.")
     prefix = "artefact/"
     files = {n.removeprefix(prefix): b for n, b in bundle.files.items() if n.startswith(prefix)}
     sampler = open_image_sampler(bundle.json("sampler.json"), files, bundle.study)
+    sampler = sampler.given(classes) if classes else sampler
     rng = np.random.default_rng(seed)
     return track(sampler.chunks(sampler.labels(images, rng), rng), "drawing images", -(-images // CHUNK))

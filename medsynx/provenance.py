@@ -31,14 +31,16 @@ class Provenance:
     root: UUID
 
     @classmethod
-    def of(cls, bundle: Bundle, images: int, seed: int | None) -> Provenance:
-        """Of ``images`` images drawn with ``seed``. With a seed the root follows from bundle, number and seed, as the pixels do; else it is fresh.
+    def of(cls, bundle: Bundle, images: int, seed: int | None, classes: tuple[str, ...] = ()) -> Provenance:
+        """Of ``images`` images drawn with ``seed``, of ``classes`` alone or, without any, of all. With a seed the root follows from
+        bundle, number, seed and classes, as the pixels do; else it is fresh.
 
         Raises:
             MedsynxError: ``bundle-unreadable`` when the privacy statement is incomplete or claims privacy without an epsilon.
         """
         study = bundle.study
-        root = uuid4() if seed is None else uuid5(NAMESPACE, f"{bundle.digest}/{images}/{seed}")
+        drawn = f"{bundle.digest}/{images}/{seed}" + (f"/{json.dumps(classes)}" if classes else "")
+        root = uuid4() if seed is None else uuid5(NAMESPACE, drawn)
         guarantee, sentence = _privacy(bundle)
         body = {
             "synthetic": True,
@@ -51,7 +53,8 @@ class Provenance:
             "study_digest": study.digest,
             "family": study.family.name,
             "privacy": {**guarantee, "statement": sentence},
-            "draw": {"uuid": str(root), "images": images, "seed": seed},
+            "draw": {"uuid": str(root), "images": images, "seed": seed}
+            | ({"classes": list(classes)} if classes else {}),
         }
         return cls(body, sentence, root)
 

@@ -215,11 +215,13 @@ class OrderConstraint(_Model):
 
 
 class GateSpec(_Model):
-    """Thresholds a generator must meet before it can be released; an absent one is not asked for."""
+    """Thresholds a generator must meet before it can be released; an absent one is not asked for, one on a figure that is not measured is
+    never met."""
 
     max_tvd1: float | None = Field(default=None, gt=0, le=1)
     max_tvd2: float | None = Field(default=None, gt=0, le=1)
     min_tstr_auc: float | None = Field(default=None, ge=0, le=1)
+    max_memorisation: float | None = Field(default=None, gt=0, le=1)
 
 
 class Study(_Model):

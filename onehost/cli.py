@@ -27,6 +27,8 @@ SHOWN = {
     "balanced accuracy TSTR / TRTR": ("tstr_balanced_accuracy", "trtr_balanced_accuracy"),
     "accuracy TSTR / TRTR": ("tstr_accuracy", "trtr_accuracy"),
     "Frechet distance": ("frechet",),
+    "kernel distance": ("kernel_distance",),
+    "memorisation": ("memorisation",),
 }
 simulate_app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 demo_app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -134,15 +136,25 @@ def _show(result: dict[str, Any]) -> None:
                 if names[0] in figures:
                     values = " / ".join(number(figures, n) for n in names)
                     table.add_row(f"{title} ({source}, {note})", values)
-            if "frechet" in figures:
-                beside = [
-                    number({"frechet": {"value": figures["frechet"][k]}}, "frechet") for k in ("floor", "mean_only")
-                ]
-                table.add_row("", f"real training images {beside[0]}, class means only {beside[1]}")
+                    if beside := _beside(figures[names[0]]):
+                        table.add_row("", beside)
     table.add_row("bytes a site", f"{result['bytes_per_site']:,}")
     console.print(table)
     for name in ("bundle", "report"):
         console.print(f"{name:8}{result[name]}", soft_wrap=True, highlight=False)
+
+
+def _beside(figure: dict[str, Any]) -> str:
+    """What a figure of images is to be read against; empty for others."""
+    if figure.get("mean_only") is not None:
+        floor = "noise and sample size alone" if "noisy" in figure else "real training images"
+        weak = "" if figure.get("reliable", True) else "; not reliable"
+        return f"{floor} {figure['floor']:.3f}, class means only {figure['mean_only']:.3f}{weak}"
+    if "near" in figure:
+        shares = f"near: {figure['train_near']:.1%} of training, {figure['holdout_near']:.1%} of hold-out patients"
+        weak = f"cannot be told from 0 below {figure['resolution']:.3f}" if figure["reliable"] else "not reliable"
+        return f"{shares}; {weak}"
+    return ""
 
 
 @demo_app.command()

@@ -38,7 +38,10 @@ from strategies.rounds import Progress, Run
 
 MINIMUM_PATIENTS = 20
 ROW_FIGURES = ("tvd1", "tvd2", "tstr_auc", "trtr_auc")
-IMAGE_FIGURES = ("tstr_auc", "trtr_auc", "tstr_balanced_accuracy", "trtr_balanced_accuracy", "frechet")
+IMAGE_FIGURES = (
+    *("tstr_auc", "trtr_auc", "tstr_balanced_accuracy", "trtr_balanced_accuracy"),
+    *("frechet", "kernel_distance", "memorisation"),
+)
 
 
 @dataclass

@@ -20,6 +20,14 @@ FIGURES = {
         "Frechet distance",
         "Between Gaussians of synthetic and real images in the space of a fixed random network; 0 is alike.",
     ),
+    "kernel_distance": (
+        "Kernel distance",
+        "Squared maximum mean discrepancy in the same space, without bias: around 0 is alike, and it may be below.",
+    ),
+    "memorisation": (
+        "Memorisation",
+        "How much more often a training patient than a hold-out patient is the nearer one to a synthetic image; 0 is equally often.",
+    ),
     "tvd1": ("Distance, single columns", "Mean total variation distance; 0 is identical, 1 is disjoint."),
     "tvd2": ("Distance, pairs of columns", "Mean total variation distance over pairs of columns."),
     "km": (
@@ -82,8 +90,15 @@ def render(evaluation: dict[str, Any]) -> str:
         checks=[_check(c, page["figures"].get(c["name"]) or {}) for c in page["gate"]["checks"]],
         margins=plots.margins(page["columns"]) if page["columns"] else None,
         survival=plots.survival(page["survival"]) if page["survival"] else None,
+        nearness=plots.nearness(near) if (near := _nearness(page)) else None,
         heat_map=plots.heat_map(page["pairs"]) if page["pairs"] else None,
     )
+
+
+def _nearness(page: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Memorisation figures that have histograms, by what they were measured on."""
+    found = [("through the door, noised", page["figures"]), ("directly, not private", page["direct"])]
+    return [(how, f) for how, figures in found if (f := figures.get("memorisation") or {}).get("histogram")]
 
 
 def _cards(figures: dict[str, Any]) -> list[tuple[str, str, dict[str, Any] | None]]:
@@ -92,14 +107,14 @@ def _cards(figures: dict[str, Any]) -> list[tuple[str, str, dict[str, Any] | Non
 
 def _check(check: dict[str, Any], figure: dict[str, Any]) -> dict[str, Any]:
     """A threshold in words, and why it is not met where its value alone does not show it."""
-    value, threshold, smaller = check["value"], check["threshold"], check["name"].startswith("tvd")
+    value, threshold, smaller = check["value"], check["threshold"], not check["name"].startswith("tstr")
     why = ""
     if value is None:
         why = "no figure"
     elif not figure.get("reliable", True):
         why = "not reliable"
     elif smaller and value <= threshold < figure.get("resolution", 0):
-        why = f"noise hides distances below {figure['resolution']:.3f}"
+        why = f"noise hides values below {figure['resolution']:.3f}"
     title = FIGURES[check["name"]][0] if check["name"] in FIGURES else check["name"]
     return {**check, "title": title, "bound": "at most" if smaller else "at least", "why": why}
 

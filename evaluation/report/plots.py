@@ -60,6 +60,28 @@ def survival(found: dict[str, Any]) -> str:
     return _uri(figure)
 
 
+def nearness(found: list[tuple[str, dict[str, Any]]]) -> str:
+    """Histograms of the distance to the nearest synthetic image, training over hold-out patients; a panel for each way it was measured."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5 * len(found), 3.0), layout="constrained")
+    axes = figure.subplots(1, len(found), squeeze=False, sharey=True).ravel()
+    for axis, (how, memorisation) in zip(axes, found, strict=True):
+        held = memorisation["histogram"]
+        axis.stairs(held["holdout"], held["edges"], color=REAL, fill=True, label="hold-out patients")
+        axis.stairs(held["train"], held["edges"], color=SYNTHETIC, linewidth=2, label="training patients")
+        axis.axvline(memorisation["near"], color="#1c2733", linewidth=1, linestyle=":")
+        axis.set_xscale("log", base=2)
+        axis.set_xticks([1 / 16, 1 / 8, 1 / 4, 1 / 2, 1], ["1/16 or less", "1/8", "1/4", "1/2", "1 or more"])
+        axis.set_title(how, fontsize=9, loc="left")
+        axis.set_xlabel("distance to the nearest synthetic image", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("share of patients", fontsize=8)
+    axes[0].legend(fontsize=7, frameon=False)
+    return _uri(figure)
+
+
 def heat_map(pairs: list[dict[str, Any]]) -> str:
     """Distance of every pair of columns; darker is further apart."""
     import numpy as np

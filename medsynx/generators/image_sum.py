@@ -33,19 +33,20 @@ class ImageSum:
 
     Args:
         width: features of an image.
+        unit: integers a unit.
     """
 
-    def __init__(self, width: int, classes: int, *, counted: bool = True) -> None:
-        self.width, self.classes, self.counted = width, classes, counted
+    def __init__(self, width: int, classes: int, *, counted: bool = True, unit: int = UNIT) -> None:
+        self.width, self.classes, self.counted, self.unit = width, classes, counted, unit
         self.size = classes * (width + counted)
-        self.bound = math.ceil(UNIT * math.sqrt(1 + COUNT**2)) if counted else UNIT
+        self.bound = math.ceil(unit * math.sqrt(1 + COUNT**2)) if counted else unit
 
     @property
     def sensitivity(self) -> Sensitivity:
         """Of one patient with any images."""
         return Sensitivity(
             self.bound,
-            UNIT,
+            self.unit,
             "a patient's images are averaged; an image's features have norm 1 at most; integers are cut towards zero and checked",
         )
 
@@ -55,20 +56,27 @@ class ImageSum:
         Args:
             features: images (BATCH, channels, height, width) and their classes -> (BATCH, width), rows of norm 1 at most, each of its image alone.
         """
-        out = np.zeros((self.classes, self.width + self.counted), np.int64)
+        out = np.zeros(self.size, np.int64)
         for at in _whole_patients(patients.patient):
-            label, person = patients.codes[at, 0], patients.patient[at]
+            label = patients.codes[at, 0]
             rows = in_batches(features, patients.images[at], label).astype(np.float64)
-            if self.counted:
-                rows = np.hstack([rows, np.full((len(rows), 1), COUNT)])
-            _, person, images = np.unique(person, return_inverse=True, return_counts=True)
-            cell, place = np.unique(person * self.classes + label, return_inverse=True)
-            mean = csr_matrix((1 / images[person], (place, np.arange(len(at)))), (len(cell), len(at)))
-            entries = np.nan_to_num(mean @ rows, nan=0.0).clip(
-                -1, 1
-            )  # as they are, but for features that break their promise
-            vectors = self._bounded(np.trunc(UNIT * entries).astype(np.int64), cell // self.classes)
-            np.add.at(out, cell % self.classes, vectors)
+            out += self.add_rows(rows, label, patients.patient[at])
+        return out
+
+    def add_rows(
+        self, rows: NDArray[np.float64], label: NDArray[np.int64], patient: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """The same of features that are there, (images, width), of whole patients."""
+        out = np.zeros((self.classes, self.width + self.counted), np.int64)
+        if self.counted:
+            rows = np.hstack([rows, np.full((len(rows), 1), COUNT)])
+        _, person, images = np.unique(patient, return_inverse=True, return_counts=True)
+        cell, place = np.unique(person * self.classes + label, return_inverse=True)
+        mean = csr_matrix((1 / images[person], (place, np.arange(len(rows)))), (len(cell), len(rows)))
+        # as they are, but for features that break their promise
+        entries = np.nan_to_num(mean @ rows, nan=0.0).clip(-1, 1)
+        vectors = self._bounded(np.trunc(self.unit * entries).astype(np.int64), cell // self.classes)
+        np.add.at(out, cell % self.classes, vectors)
         return out.ravel()
 
     def _bounded(self, vectors: NDArray[np.int64], person: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -85,7 +93,7 @@ class ImageSum:
 
     def split(self, vector: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """A total in units back to sums of features (classes, width), and counts of patients (classes,), zeros when not counted."""
-        blocks = vector.reshape(self.classes, -1) / UNIT
+        blocks = vector.reshape(self.classes, -1) / self.unit
         return blocks[:, : self.width], blocks[:, self.width] / COUNT if self.counted else np.zeros(self.classes)
 
     @staticmethod

@@ -10,6 +10,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
 from medsynx.bundle import Bundle
+from medsynx.conditions import classes_of
 from medsynx.errors import MedsynxError
 from medsynx.image_files import ARCHIVES, archive, image_spec, to_npz
 from medsynx.samplers import draw
@@ -31,7 +32,8 @@ class Order(BaseModel):
     """How many rows or images, in which format, given what. The same order gives the same ones when it has a seed.
 
     ``format``: ``csv`` or ``parquet`` for rows; for images one ``npz``, or a ZIP of ``png``, ``dicom`` or ``nifti`` files. ``conditions``, for rows:
-    column -> a level, a number (its bin), null (missing), a list of these, or ``{"min": a, "max": b}`` for a binned column.
+    column -> a level, a number (its bin), null (missing), a list of these, or ``{"min": a, "max": b}`` for a binned column; for images:
+    ``class`` -> its name, or a list of names.
     """
 
     rows: int = Field(ge=1, le=1_000_000)
@@ -68,13 +70,12 @@ def samples(generator_id: str, order: Order, request: Request, who: SignedIn, db
 def _images(bundle: Bundle, order: Order) -> Iterator[bytes]:
     """Refusals come before the first byte."""
     image_spec(bundle)
-    if order.conditions:
-        raise MedsynxError("condition-invalid", "images are drawn without conditions only")
+    classes = classes_of(order.conditions, bundle.study)
     if order.rows > MAX_IMAGES:
         raise MedsynxError("rows-invalid", f"{order.rows} images asked for", hint=f"Ask for {MAX_IMAGES:,} at most.")
     if order.format == "npz":
-        return iter([to_npz(bundle, order.rows, order.seed)])
-    return archive(bundle, order.rows, order.seed, order.format)
+        return iter([to_npz(bundle, order.rows, order.seed, classes)])
+    return archive(bundle, order.rows, order.seed, order.format, classes)
 
 
 def _csv(chunks: Iterator[pd.DataFrame]) -> Iterator[bytes]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation import gate, image_grid, images, results
+from evaluation import gate, image_grid, image_space, image_view, images, memorisation, results
 from medsynx.image_samplers import Images
 from medsynx.study import parse_study
 from tests.conftest import RAW_IMAGE_STUDY, stripes
@@ -27,10 +27,21 @@ def test_good_images_beat_the_mean_only_control_and_bad_labels_show():
     assert good["tstr_auc"]["value"] > 0.95 and good["trtr_balanced_accuracy"]["value"] > 0.9
     frechet = good["frechet"]
     assert frechet["value"] < 2 * frechet["floor"] + 0.05 < frechet["mean_only"] / 2
+    kernel = good["kernel_distance"]
+    assert kernel["value"] < kernel["floor"] + 0.05 < kernel["mean_only"] / 2
+    assert good["memorisation"]["value"] < 0.15 and good["memorisation"]["plus_minus"] < 0.1
     assert all("not private" in figure["source"] for figure in good.values())
     wrong = made(500, 3)
     bad = images.figures(CLASSES, train, holdout, Images(wrong.pixels * 0.2, 1 - wrong.label))
     assert bad["tstr_auc"]["value"] < 0.5 and bad["frechet"]["value"] > 5 * frechet["value"]
+    assert bad["kernel_distance"]["value"] > 5 * abs(kernel["value"]) + 0.1
+
+
+def test_copies_of_the_training_images_are_found():
+    train, holdout = made(300, 1), made(200, 2)
+    view = image_view.View(image_view.of(train), 1)
+    copies = memorisation.figure(*(memorisation.count(view.nearest(i.pixels)) for i in (train, holdout)))
+    assert copies["value"] > 0.9 and copies["histogram"]["train"][0] == 1
 
 
 def test_figures_repeat(monkeypatch):
@@ -48,6 +59,27 @@ def test_a_frechet_distance_to_itself_is_none_and_grows_with_a_shift():
     shifted = images.frechet(features, features + np.eye(20)[0] * 3 * spread)
     assert shifted == pytest.approx(9, rel=0.02), "a shift by three standard deviations"
     assert images.frechet(features[:10], features) is None
+
+
+def test_a_kernel_distance_has_no_bias_and_grows_with_a_shift():
+    rng = np.random.default_rng(0)
+    same = [image_space.kernel_distance(*rng.normal(size=(2, 60, 20))) for _ in range(200)]
+    assert abs(np.mean(same)) < 5 * np.std(same) / np.sqrt(200) and min(same) < 0
+    real = rng.normal(size=(60, 20))
+    near, far = (image_space.kernel_distance(real, rng.normal(size=(60, 20)) + shift) for shift in (0.2, 0.5))
+    assert max(same) < near < far
+    assert image_space.kernel_distance(real[:10], real) is None
+
+
+def test_gaussians_in_closed_form():
+    """Of covariances that commute: shifts squared, and squared differences of standard deviations."""
+    a = np.zeros(2), np.diag([4.0, 1.0])
+    assert image_space.gaussian_distance(a, (np.array([3.0, 0]), np.diag([1.0, 9.0]))) == pytest.approx(9 + 1 + 4)
+    assert image_space.gaussian_distance(a, (a[0], np.diag([4.0, -1.0]))) == pytest.approx(1), "below 0 counts as 0"
+
+
+def test_the_random_space_has_as_many_features_as_a_view_expects():
+    assert image_space.RandomSpace(3)(np.zeros((2, 3, 16, 16), np.float32)).shape == (2, image_view.FEATURES)
 
 
 def test_no_figure_without_all_classes():

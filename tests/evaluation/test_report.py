@@ -1,5 +1,6 @@
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from evaluation.report import render
@@ -113,6 +114,20 @@ def test_survival_is_drawn_where_there_is_some(results):
     assert "<h2>Survival" in page and page.count("data:image/svg+xml") == render(results).count("data:image/svg") + 1
 
 
+def test_memorisation_is_drawn_and_read_out(results):
+    from evaluation import memorisation
+
+    assert "remembered" not in render(results)
+    few = np.array([40, 0, 0, 0, 60, 100, 0, 0.0]), np.array([0, 0, 0, 0, 80, 120, 0, 0.0])
+    results["figures"]["memorisation"] = memorisation.figure(*few) | {"source": "x"}
+    results["gate"]["checks"] = [{"name": "memorisation", "threshold": 0.01, "value": 0.0, "passed": False}]
+    page = render(results)
+    assert "remembered" in page and "Withheld" in page and "noise hides values below" in page
+    assert "20.0 % of\ntraining patients, 0.0 % of hold-out patients" in page and "at most 0.010 asked" in page
+    results["figures"]["memorisation"] = memorisation.figure(few[0], few[1], (400.0, 400.0))
+    assert "noise hides how many patients" in render(results)
+
+
 def test_missing_parts_do_not_break_it(results):
     results |= {"figures": {}, "gate": {"passed": True, "checks": []}, "rounds": [], "sites": []}
     results["columns"][0]["real_noised"] = None
@@ -136,7 +151,7 @@ def test_a_failed_gate_says_why_its_value_alone_does_not(results):
     results["gate"]["checks"] = [{"name": "tvd2", "threshold": 0.4, "value": 0.3, "passed": False}]
     assert "0.300, at most 0.400 asked (not reliable)" in render(results)
     results["figures"]["tvd2"] |= {"reliable": True, "resolution": 0.45}
-    assert "noise hides distances below 0.450" in render(results)
+    assert "noise hides values below 0.450" in render(results)
 
 
 def test_without_noise_no_trust_mode_is_claimed(results):

@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from medsynx.cli import app
-from medsynx.conditions import parse_conditions
+from medsynx.conditions import classes_of, parse_conditions
 from medsynx.errors import MedsynxError
 from medsynx.study import parse_study
 from onehost.simulate import simulate
@@ -28,6 +28,19 @@ def test_other_texts_are_refused(study, texts):
     with pytest.raises(MedsynxError) as caught:
         parse_conditions(texts, study)
     assert caught.value.code == "condition-invalid"
+
+
+def test_classes_of_images(image_study):
+    asked = parse_conditions(["class=upright", "class=flat", "class=flat"], image_study)
+    assert classes_of(asked, image_study) == ("flat", "upright"), "the order of asking changes nothing"
+    assert classes_of({"class": "upright"}, image_study) == ("upright",) and classes_of({}, image_study) == ()
+    for wrong in ({"class": "up..right"}, {"class": ["flat", "x"]}, {"class": []}, {"class": None}, {"age": 3}):
+        with pytest.raises(MedsynxError) as caught:
+            classes_of(wrong, image_study)
+        assert caught.value.code == "condition-invalid" and "flat, upright" in caught.value.hint
+    with pytest.raises(MedsynxError) as caught:
+        parse_conditions(["sex=F"], image_study)
+    assert caught.value.code == "condition-invalid" and "flat, upright" in caught.value.hint
 
 
 def test_generate_where(tmp_path, raw_study):

@@ -175,12 +175,37 @@ def test_one_seed_one_archive(form):
     assert made(seed=None) != made(seed=None)
 
 
+@pytest.mark.parametrize("form", image_files.ARCHIVES)
+def test_one_class_alone(form):
+    """Every image is of it; the whole draw's bytes are others."""
+    content = b"".join(archive(bundle_of(), 70, 5, form, tuple(CLASSES[1:])))
+    with zipfile.ZipFile(io.BytesIO(content)) as held:
+        labels = [row["label"] for row in csv.DictReader(io.StringIO(held.read("labels.csv").decode()))]
+        about = json.loads(held.read("provenance.json"))
+    assert labels == CLASSES[1:] * 70 and about["draw"]["classes"] == CLASSES[1:]
+    assert content == b"".join(archive(bundle_of(), 70, 5, form, tuple(CLASSES[1:])))
+    with np.load(io.BytesIO(to_npz(bundle_of(), 70, 5, ("flat",)))) as arrays:
+        assert set(arrays["labels"]) == {"flat"}
+
+
+def test_a_class_that_noise_hides_cannot_be_asked_for():
+    files = files_of()
+    files["sampler.json"] = json.dumps({**json.loads(files["sampler.json"]), "shares": [1.0, 0.0]}).encode()
+    bundle = Bundle({"statement.json": b"", **files}, "ab" * 32)
+    for make in (lambda c: to_npz(bundle, 2, 1, c), lambda c: archive(bundle, 2, 1, "png", c)):
+        for classes in (tuple(CLASSES[1:]), tuple(CLASSES)):
+            with pytest.raises(MedsynxError, match="hides how many patients have größer") as caught:
+                make(classes)
+            assert caught.value.code == "condition-invalid" and "flat" in caught.value.hint
+
+
 def test_uids_never_name_two_images():
     """Another number or seed gives other pixels under the same index, another bundle other ones altogether."""
     grey, window = bundle_of(), bundle_of("window")
     draws = [(grey, 4, 5), (grey, 4, 6), (grey, 5, 5), (window, 4, 5), (grey, 4, None), (grey, 4, None)]
+    draws += [(grey, 4, 5, ("a", "b")), (grey, 4, 5, ("a", "b/c")), (grey, 4, 5, ("a/b", "c"))]
     uids = [Provenance.of(*draw).uid("image/1") for draw in draws]
-    assert len(set(uids)) == 6 and uids[0] == Provenance.of(*draws[0]).uid("image/1")
+    assert len(set(uids)) == len(draws) and uids[0] == Provenance.of(*draws[0]).uid("image/1")
     assert all(pydicom.uid.UID(u).is_valid and u.startswith("2.25.") for u in uids)
 
 
@@ -266,6 +291,12 @@ def test_command_line(tmp_path):
     done = generate("--format", "dicom", "--out", tmp_path / "x.zip")
     assert done.returncode == 0 and "5 images" in done.stderr, done.stderr
     assert (tmp_path / "x.zip").read_bytes() == b"".join(archive(read_bundle(tmp_path / "b.zip"), 5, 2, "dicom"))
+    one = generate("--out", tmp_path / "one.npz", "--where", f"class={CLASSES[1]}")
+    assert one.returncode == 0 and set(np.load(tmp_path / "one.npz")["labels"]) == {CLASSES[1]}, one.stderr
+    for wrong in ("class=sideways", "sex=F"):
+        refused = generate("--out", tmp_path / "no.npz", "--where", wrong)
+        assert refused.returncode == 55 and ", ".join(CLASSES) in refused.stderr and "Traceback" not in refused.stderr
+    assert not (tmp_path / "no.npz").exists()
     for wrong, status in ((("--format", "png", "--out", "x.png"), 68), (("--out", "x.zip"), 56)):
         refused = generate(*wrong)
         assert refused.returncode == status and ".zip" in refused.stderr and "Traceback" not in refused.stderr

@@ -61,15 +61,19 @@ def outcome(desk):
 
 def test_from_images_to_bundle_and_report(outcome):
     result, told = outcome
-    assert result["sites"] == 3 and result["patients"] == 600 and result["private"] and result["rounds"] == 2
+    assert result["sites"] == 3 and result["patients"] == 600 and result["private"] and result["rounds"] == 3
     assert 3.9 < result["epsilon"] <= 4.0 and result["gate"]["passed"]
     assert result["tstr_auc"] > 0.8 and result["trtr_auc"] > 0.9 and result["frechet"] > 0
-    assert result["bytes_per_site"] == 5 * (2 * (4 * 64 + 1) + 4 + 2 * 16)
+    assert result["bytes_per_site"] == 5 * (2 * (4 * 64 + 1) + 8 + 4 + 2 * 16 + 8 + 44)
+    assert result["kernel_distance"] > result["figures"]["direct"]["kernel_distance"]["floor"]
     seen = result["figures"]["federated"]
+    assert seen["memorisation"]["value"] < 0.5 and seen["frechet"]["floor"] > 0
+    assert result["memorisation"] == round(result["figures"]["direct"]["memorisation"]["value"], 4)
     assert "tvd1" not in result and seen["tstr_auc"]["value"] > 0.8 and "noised" in seen["tstr_auc"]["source"]
     assert {"training the generator", "judging: TSTR"} <= {p.step for p in told}
     page = Path(result["report"]).read_text()
     assert page.count("data:image/png;base64,") == 2 and "Synthetic images of the class upright" in page
+    assert "Are training patients remembered?" in page and page.count("Memorisation\n") == 2
     assert "Release gate met" in page and "through the door" in page
     assert "These figures are not private" in page and "class&#39;s mean" in page.replace("'", "&#39;")
 
@@ -81,7 +85,10 @@ def test_each_site_paid_and_wrote_down_what_left(outcome, desk):
     site = desk / "out" / "sites" / "site-01"
     assert 3.9 < Ledger(site / "ledger.sqlite").spent("table", 1e-5) <= 4.0
     left = [e for e in Audit(site / "audit.sqlite").chain.entries() if e["kind"] == "released"]
-    assert [e["arrays"]["sum"]["bytes"] for e in left] == [5 * 2 * (4 * 64 + 1), 5 * (4 + 2 * 16)]
+    assert [e["arrays"]["sum"]["bytes"] for e in left] == [
+        *(5 * 2 * (4 * 64 + 1), 5 * 8),
+        5 * (4 + 2 * 16 + 8 + 44),
+    ]
 
 
 def test_images_on_disk_can_be_a_site_again(outcome, desk):
@@ -154,7 +161,11 @@ def test_the_server_releases_and_serves_images(outcome, desk, tmp_path):
     assert (rows.status_code, rows.json()["code"]) == (422, "not-rows")
     for form in ("npz", "dicom"):
         assert ask(rows=20_000, format=form).json()["code"] == "rows-invalid"
-        assert ask(rows=2, format=form, conditions={"class": "flat"}).json()["code"] == "condition-invalid"
+        strange = ask(rows=2, format=form, conditions={"class": "sideways"})
+        assert strange.json()["code"] == "condition-invalid" and "flat, upright" in strange.json()["hint"]
+    some = ask(rows=9, seed=4, format="npz", conditions={"class": "flat"})
+    with np.load(io.BytesIO(some.content)) as arrays:
+        assert list(arrays["labels"]) == ["flat"] * 9
 
 
 @pytest.mark.parametrize(
@@ -205,7 +216,7 @@ def test_a_run_goes_on_where_it_stopped(desk, tmp_path):
     study = parse_study({**RAW_IMAGE_STUDY, "evaluation": {}})
     sites = make_sites(study, [desk / f"{k}.npz" for k in range(3)], tmp_path / "sites", strict=False)
     services = {s.name: SiteService(s.folder, simulated=True) for s in sites}
-    asked, stop = [], ["covariances", "evaluate: hold-out", None, None]
+    asked, stop = [], ["covariances", "evaluate: reference", "evaluate: hold-out", None, None]
 
     class Stopping(InProcessFederation):
         def ask(self, request, sites, deadline):
@@ -221,7 +232,7 @@ def test_a_run_goes_on_where_it_stopped(desk, tmp_path):
         except KeyboardInterrupt:
             assert stop[0]
         stop.pop(0)
-    assert asked == ["means", "covariances", "evaluate: hold-out"] and outcome.private
+    assert asked == ["means", "covariances", "evaluate: reference", "evaluate: hold-out"] and outcome.private
     assert outcome.figures["tstr_auc"]["value"] > 0.8
 
 
