@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -158,6 +156,7 @@ def generate(
     from medsynx.bundle import fingerprint, read_bundle
     from medsynx.conditions import parse_conditions
     from medsynx.image_files import archive, to_npz
+    from medsynx.progress import on_screen
     from medsynx.samplers import draw
     from medsynx.streams import write_whole
     from medsynx.tables import write_table
@@ -167,10 +166,10 @@ def generate(
     if form and out.suffix.lower() != ".zip":
         raise MedsynxError("request-invalid", f"--format {form} makes a ZIP", hint="Give an --out that ends in .zip.")
     if form:
-        with _progress():
+        with on_screen():
             write_whole(out, archive(verified, rows, seed, form))
     elif image and out.suffix.lower() == ".npz":
-        with _progress():
+        with on_screen():
             write_whole(out, [to_npz(verified, rows, seed)])
     else:
         write_table(out, draw(verified, rows, seed, conditions))
@@ -179,23 +178,6 @@ def generate(
         f"wrote {rows} {'images' if image else 'rows'} to {out} (signed by {verified.signer[:16]}{'' if key else ', origin not checked'}){note}",
         err=True,
     )
-
-
-@contextmanager
-def _progress() -> Iterator[None]:
-    """A bar of what is told within the block, gone afterwards."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from medsynx.progress import listening
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", visible=False)
-        with listening(
-            lambda what, done, of: bar.update(task, description=what, completed=done, total=of, visible=True)
-        ):
-            yield
 
 
 def _show_plan(summary: dict[str, Any]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 MAX_CLASSES = 100
 
@@ -17,12 +18,36 @@ class ImageSpec(BaseModel):
         intensity: values of the stored pixels that become 0 and 1; what lies outside is clipped. A property of the modality
             (0-255, a CT window), never a minimum or percentile of a data set.
         classes: names of the labels. A stored label is such a name or, where no name is a number, its position from 0.
+        percentiles: of one image's own pixels, moved to the ends of ``intensity`` before anything else, for pixels without a unit (MR).
+        modalities: DICOM objects of another Modality are left out; all are taken when empty.
+        slices: how many frames of a multi-frame object or sections of a volume are images, at even steps (see :meth:`positions`). None: the
+            middle one, and a file of arrays holds images, not volumes.
+        plane: how a volume that knows its orientation (NIfTI) is cut.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
     shape: tuple[int, int, int]
     intensity: tuple[float, float]
     classes: tuple[str, ...] = Field(min_length=1, max_length=MAX_CLASSES)
+    percentiles: tuple[float, float] | None = None
+    modalities: tuple[Annotated[str, Field(pattern=r"^[A-Z]{2,16}$")], ...] = ()
+    slices: int | None = Field(default=None, ge=1, le=100)
+    plane: Literal["axial", "coronal", "sagittal"] = "axial"
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What a study does not say is not part of its digest, so that a later field changes no study."""
+        fields = type(self).model_fields
+        return {
+            n: v for n, v in handler(self).items() if fields[n].is_required() or getattr(self, n) != fields[n].default
+        }
+
+    @field_validator("percentiles")
+    @classmethod
+    def _shares(cls, percentiles: tuple[float, float] | None) -> tuple[float, float] | None:
+        if percentiles is not None and not 0 <= percentiles[0] < percentiles[1] <= 100:
+            raise ValueError("percentiles are two numbers of 0 to 100, the lower one first")
+        return percentiles
 
     @field_validator("shape")
     @classmethod
@@ -53,6 +78,11 @@ class ImageSpec(BaseModel):
         if twice:
             raise ValueError(f"classes are empty or named twice: {', '.join(twice)}")
         return classes
+
+    def positions(self, count: int) -> list[int]:
+        """Which of ``count`` frames or sections are read: the middles of ``slices`` equal parts, all where there are no more."""
+        parts = min(self.slices or 1, count)
+        return [(2 * i + 1) * count // (2 * parts) for i in range(parts)]
 
     @property
     def spelled(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""How far long work at the coordinator has come, told to whoever watches, without a callback through every function between."""
+"""How far long work has come, told to whoever watches, without a callback through every function between."""
 
 from __future__ import annotations
 
@@ -21,6 +21,21 @@ def listening(listener: Listener) -> Iterator[None]:
         yield
     finally:
         _listener.reset(token)
+
+
+@contextmanager
+def on_screen() -> Iterator[None]:
+    """Within the block, a bar of the steps told on the error stream, where that is a screen; gone afterwards."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", visible=False)
+        with listening(
+            lambda what, done, of: bar.update(task, description=what, completed=done, total=of, visible=True)
+        ):
+            yield
 
 
 def track(steps: Iterable[T], what: str, of: int) -> Iterator[T]:

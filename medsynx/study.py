@@ -368,6 +368,11 @@ def _image_study(section: Callable[[str], dict[str, Any]], columns: bool) -> lis
     privacy = section("privacy")
     if privacy.get("max_records_per_patient", 1) != 1 and privacy.get("records") != "averaged":
         out.append("privacy.records: a patient's images are averaged before they are added; state `records: averaged`")
+    slices, cap = section("image").get("slices"), privacy.get("max_records_per_patient", 1)
+    if isinstance(slices, int) and isinstance(cap, int) and slices > cap:
+        out.append(
+            f"image.slices: {slices} of a volume, and a patient counts {cap}; raise privacy.max_records_per_patient"
+        )
     return out
 
 

@@ -56,7 +56,8 @@ def check(
     strict: Annotated[bool, typer.Option("--strict", help="Refuse unknown columns and levels.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read the data set by the study's dictionary and show what would be clipped, unseen or missing. Sends nothing."""
+    """Read the data set by the study's dictionary and show what would be clipped, unseen, missing or left out. Sends nothing."""
+    from medsynx.progress import on_screen
     from medsynx.study import load_study
     from site_agent.datasets import load_dataset
     from site_agent.policy import SiteFolder, check_policy
@@ -64,15 +65,21 @@ def check(
     folder, manifest = SiteFolder(dir), load_study(study)
     policy = folder.policy()
     check_policy(policy, manifest, dataset)
-    table = load_dataset(folder, dataset, manifest, strict=strict)
+    with on_screen():
+        table = load_dataset(folder, dataset, manifest, strict=strict)
     table.require(policy.limits.minimum_patients)
-    report = table.report
+    report, patients = table.report, table.parts["all"]
+    classes: dict[str, int] = {}
+    if manifest.image:
+        found = patients.codes[:, 0].tolist()
+        classes = {name: found.count(k) for k, name in enumerate(manifest.image.classes)}
     if as_json:
         counts = {"clipped": report.clipped, "other": report.other, "missing": report.missing}
         typer.echo(
             json.dumps(
                 {
-                    "patients": table.parts["all"].count,
+                    "patients": patients.count,
+                    **({"images": len(patients.codes), "classes": classes} if classes else {}),
                     "dropped_columns": report.dropped_columns,
                     "left_out": report.left_out,
                     **counts,
@@ -81,7 +88,13 @@ def check(
             )
         )
         return
-    typer.echo(f"{table.parts['all'].count} patients, {report.rows} rows; {table.capped} rows above the cap a patient")
+    if classes:
+        typer.echo(
+            f"{len(patients.codes):,} images of {patients.count:,} patients; {table.capped:,} above the cap a patient"
+        )
+        typer.echo("  " + ", ".join(f"{name}: {n:,}" for name, n in classes.items()))
+    else:
+        typer.echo(f"{patients.count} patients, {report.rows} rows; {table.capped} rows above the cap a patient")
     if report.dropped_columns:
         typer.echo(f"not in the dictionary, left out: {', '.join(report.dropped_columns)}")
     for why, count in report.left_out.items():

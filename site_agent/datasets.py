@@ -1,4 +1,4 @@
-"""A registered data set as its study reads it: a file, or the tables of the vault's data set, whose signed report must hold first."""
+"""A registered data set as its study reads it: a file, or tables or images of the vault's data set, whose signed report must hold first."""
 
 from __future__ import annotations
 
@@ -21,11 +21,18 @@ def load_dataset(folder: SiteFolder, name: str, study: Study, *, strict: bool = 
     """The encoded patients of a registered data set.
 
     Raises:
-        MedsynxError: those of :func:`read_dataset`, :func:`site_agent.ingest.prepare` and :func:`site_agent.images.prepare_images`.
+        MedsynxError: those of :func:`read_dataset`, :func:`site_agent.ingest.prepare`, :func:`site_agent.images.prepare_images` and
+            :func:`site_agent.vault_images.prepare_vault_images`.
     """
     if study.image is None:
         return prepare(read_dataset(folder, name), study, folder.key(), strict=strict, site=folder.policy().site)
-    return prepare_images(read_images(_image_file(folder, name)), study, folder.key(), strict=strict)
+    declared = _declared(folder, name)
+    if declared.path is not None:
+        return prepare_images(read_images(folder.path / declared.path), study, folder.key(), strict=strict)
+    from site_agent.vault import Vault
+    from site_agent.vault_images import prepare_vault_images
+
+    return prepare_vault_images(Vault(folder.path), declared, study, folder.key(), strict=strict)
 
 
 def load_file(path: Path, study: Study, key: bytes, *, strict: bool = False, site: str = "") -> LocalTable:
@@ -40,13 +47,6 @@ def _declared(folder: SiteFolder, name: str) -> Dataset:
     if declared is None:
         raise MedsynxError("policy-refused", f"data set {name} is not registered")
     return declared
-
-
-def _image_file(folder: SiteFolder, name: str) -> Path:
-    declared = _declared(folder, name)
-    if declared.path is None:
-        raise MedsynxError("images-unreadable", "images of the vault cannot be trained on yet; register an NPZ file")
-    return folder.path / declared.path
 
 
 def read_dataset(folder: SiteFolder, name: str) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from medsynx.errors import MedsynxError
 from medsynx.generators.base import ImagePatients
 from medsynx.image_spec import ImageSpec
 from medsynx.study import Study
-from site_agent.ingest import LocalTable, draw_lots
+from site_agent.ingest import LocalTable, Lots, draw_lots
 
 MAX_BYTES = 2**31  #: of each array of a file, as stored and as loaded
 CHUNK = 1024  #: images scaled at a time
@@ -86,6 +86,7 @@ def prepare_images(raw: Raw, study: Study, key: bytes, *, strict: bool = False) 
     """
     spec = study.image
     assert spec is not None
+    raw = _sections(raw, spec)
     images, count = _channels_last(raw["images"], spec), len(raw["images"])
     if count == 0:
         raise MedsynxError("table-empty", "there are no images", hint="Give a file with at least one image.")
@@ -103,38 +104,72 @@ def prepare_images(raw: Raw, study: Study, key: bytes, *, strict: bool = False) 
     drawn = draw_lots(texts, own, key, study.privacy.max_records_per_patient, strict=strict)
     at = at[drawn.kept]
     scaled, clipped = scale(images[at], spec)
-    codes = code[at][:, None]
-    parts = {p: ImagePatients(codes[m], drawn.numbers(m), scaled[m]) for p, m in drawn.masks.items()}
     report = EncodeReport(rows=count, clipped={"images": clipped} if clipped else {}, left_out=left_out)
+    return local_images(scaled, code[at], drawn, report)
+
+
+def local_images(
+    images: NDArray[np.float32], codes: NDArray[np.int64], drawn: Lots, report: EncodeReport
+) -> LocalTable:
+    """The drawn images (N, channels, height, width) and the codes of their classes (N), by part."""
+    parts = {p: ImagePatients(codes[m][:, None], drawn.numbers(m), images[m]) for p, m in drawn.masks.items()}
     return LocalTable(parts, report, drawn.capped)
 
 
-def scale(images: NDArray[Any], spec: ImageSpec) -> tuple[NDArray[np.float32], int]:
-    """Stored images (N, height, width, channels) to 0..1 (N, channels, study's height, study's width).
+def check_room(count: int, spec: ImageSpec) -> None:
+    """Raise ``images-unreadable`` when so many images are above :data:`MAX_BYTES` at the study's size."""
+    if 4 * count * math.prod(spec.shape) > MAX_BYTES:
+        raise MedsynxError(
+            "images-unreadable", f"the images take more than {MAX_BYTES // 2**20:,} MiB at the study's size"
+        )
 
-    Another size is resampled by Pillow's bilinear filter (which averages when it shrinks); another aspect ratio is centred between margins of 0.
+
+def scale(images: NDArray[Any], spec: ImageSpec) -> tuple[NDArray[np.float32], int]:
+    """Stored images (N, height, width, channels) to 0..1 (N, channels, study's height, study's width); see :func:`to_unit`.
 
     Returns:
         The images, and how many had pixels outside the study's intensities.
     """
+    check_room(len(images), spec)
     height, width, channels = spec.shape
-    low, high = spec.intensity
-    if 4 * len(images) * height * width * channels > MAX_BYTES:
-        raise MedsynxError(
-            "images-unreadable", f"the images take more than {MAX_BYTES // 2**20:,} MiB at the study's size"
-        )
     out, clipped, infinite = np.empty((len(images), channels, height, width), np.float32), 0, 0
     for start in range(0, len(images), CHUNK):
         chunk = images[start : start + CHUNK].astype(np.float32)
         infinite += int((~np.isfinite(chunk)).any(axis=(1, 2, 3)).sum())
-        clipped += int(((chunk < low) | (chunk > high)).any(axis=(1, 2, 3)).sum())
-        unit = np.clip((chunk - np.float32(low)) / np.float32(high - low), 0, 1).transpose(0, 3, 1, 2)
-        out[start : start + CHUNK] = unit if unit.shape[2:] == (height, width) else _resample(unit, height, width)
+        if not infinite:
+            out[start : start + CHUNK], outside = to_unit(chunk, spec)
+            clipped += outside
     if infinite:
         raise MedsynxError(
             "value-not-finite", f"{infinite} of {len(images)} images hold pixels that are not finite numbers"
         )
     return out, clipped
+
+
+def to_unit(images: NDArray[np.float32], spec: ImageSpec) -> tuple[NDArray[np.float32], int]:
+    """Images (N, height, width, channels) to 0..1 (N, channels, study's height, study's width), each by itself; NaN is padding and becomes 0.
+
+    Another size is resampled by Pillow's bilinear filter (which averages when it shrinks); another aspect ratio is centred between margins of 0.
+
+    Returns:
+        The images, and how many had pixels outside the study's intensities (0 where the study goes by percentiles).
+    """
+    height, width, _ = spec.shape
+    low, high = map(np.float32, spec.intensity)
+    clipped = 0
+    if spec.percentiles:
+        unit = np.stack([_between(image, *np.nanpercentile(image, spec.percentiles)) for image in images])
+    else:
+        clipped = int(((images < low) | (images > high)).any(axis=(1, 2, 3)).sum())
+        unit = _between(images, low, high)
+    unit = unit.transpose(0, 3, 1, 2)
+    return (unit if unit.shape[2:] == (height, width) else _resample(unit, height, width)), clipped
+
+
+def _between(images: NDArray[np.float32], low: np.floating[Any], high: np.floating[Any]) -> NDArray[np.float32]:
+    """Values from ``low`` to ``high`` as 0..1, where both are one value (percentiles of a flat image) those up to one above it."""
+    span = np.float32(high - low) or np.float32(1)
+    return np.nan_to_num(np.clip((images - np.float32(low)) / span, 0, 1), copy=False)
 
 
 def _resample(images: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
@@ -160,6 +195,16 @@ def label_codes(labels: NDArray[Any], spec: ImageSpec, missing: tuple[str, ...])
     known: dict[Any, int] = {}
     values = labels.tolist()
     return np.array([known[v] if v in known else known.setdefault(v, code(v)) for v in values], np.int64)
+
+
+def _sections(raw: Raw, spec: ImageSpec) -> Raw:
+    """Volumes (N x sections x height x width) as their sections, where the study says how many; labels and patients repeat."""
+    volumes = raw["images"]
+    if spec.slices is None or spec.shape[2] == 3 or volumes.ndim != 4 or 0 in volumes.shape:
+        return raw
+    chosen, count = spec.positions(volumes.shape[1]), len(volumes)
+    repeated = {n: np.repeat(_column(raw, n, count), len(chosen)) for n in raw if n != "images"}
+    return {"images": volumes[:, chosen].reshape(-1, *volumes.shape[2:]), **repeated}
 
 
 def _channels_last(images: NDArray[Any], spec: ImageSpec) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from medsynx.errors import MedsynxError
 from medsynx.generators import families_of
@@ -26,17 +26,31 @@ from site_agent.identity import ROSTER, make_identity, read_roster
 from site_agent.ledger import Budget
 
 
+class Labels(BaseModel):
+    """Which ``column`` of a table holds the class of each patient's images; the table lies in ``vault``, else beside the images."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    column: str
+    vault: str | None = None
+
+
 class Dataset(BaseModel):
-    """A registered data set: a table's ``path`` (a relative one starts at the site's folder), or the name of a data set in the ``vault``."""
+    """A registered data set: a file's ``path`` (a relative one starts at the site's folder), or the name of a data set in the ``vault``.
+
+    ``labels`` is for images of the vault; without it their labels are the names of folders that the recipe let in.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     path: Path | None = None
     vault: str | None = None
+    labels: Labels | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.path is None) == (self.vault is None):
             raise ValueError("name either path or vault")
+        if self.labels and self.vault is None:
+            raise ValueError("labels are for images of the vault")
         return self
 
 
@@ -60,6 +74,15 @@ class SitePolicy(BaseModel):
     datasets: dict[str, Dataset]
     limits: Limits = Limits()
     testing_without_noise: bool = False
+
+    @field_validator("datasets")
+    @classmethod
+    def _once(cls, datasets: dict[str, Dataset]) -> dict[str, Dataset]:
+        """The ledger keeps a budget a name: under two names the same patients would have two."""
+        places = [d.vault or d.path for d in datasets.values()]
+        if len(set(places)) < len(places):
+            raise ValueError("a data set is registered under one name")
+        return datasets
 
     @property
     def budget(self) -> Budget:

@@ -14,11 +14,15 @@ from site_agent.deid.reader import Needles
 
 @dataclass
 class Patient:
-    """Whose file it is. ``marks`` are HMACs that tell two people with one identifier apart; ``identifier`` never leaves the process."""
+    """Whose file it is. ``marks`` are HMACs that tell two people with one identifier apart; ``identifier`` never leaves the process.
+
+    ``named`` is False where the file does not say whose it is and counts as a patient of its own.
+    """
 
     pseudonym: str
     marks: dict[str, str] = field(default_factory=dict)
     identifier: str = ""
+    named: bool = True
 
 
 @dataclass

@@ -32,7 +32,13 @@ def patient_of(source: str, key: SiteKey) -> Patient:
     """The BIDS subject of the path; without one, the file counts as a patient of its own."""
     m = re.search(r"(?:^|[/_])sub-([A-Za-z0-9]+)", source)
     identifier = m[1] if m else "file " + stem(source)
-    return Patient(key.pseudonym("", identifier), {}, identifier)
+    return Patient(key.pseudonym("", identifier), {}, identifier, named=m is not None)
+
+
+def label_of(source: str, labels: tuple[str, ...]) -> str | None:
+    """The one folder of the path that is a label a person listed; None where there is none, or where two contradict. No other name is kept."""
+    found = {part for part in PurePosixPath(source).parts[:-1] if part in labels}
+    return found.pop() if len(found) == 1 else None
 
 
 def needles_of(source: str) -> Needles:

@@ -78,6 +78,8 @@ class Recipe(BaseModel):
     #: stands in where a file names no IssuerOfPatientID, so that one patient gets one pseudonym
     default_issuer: str = ""
     table: TableRules = TableRules()
+    #: names of source folders that are the classes of the images in them; no other folder's name is kept
+    labels: tuple[str, ...] = ()
     #: keep pseudonym -> identifier, encrypted under the site's key
     keep_mapping: bool = False
 
@@ -85,6 +87,8 @@ class Recipe(BaseModel):
     def digest(self) -> str:
         """SHA-256 over the canonical JSON."""
         body = self.model_dump(mode="json")
+        if not self.labels:  # so that recipes from before there were labels keep their digest
+            del body["labels"]
         if self.table.study:  # what the dictionary says counts, not where it lies
             body["table"]["study"] = hashlib.sha256(self.table.study.read_bytes()).hexdigest()
         text = json.dumps(body, sort_keys=True, separators=(",", ":"))

@@ -51,27 +51,28 @@ def build(catalogue: Catalogue, root: Path, dataset: str, key: SiteKey) -> dict[
     kinds: dict[str, Counter[str]] = {}  # kind of file -> modality, '' where none is stated -> files
     notes: Counter[str] = Counter()
     tables: list[dict[str, Any]] = []
-    files: dict[str, str] = {}
+    labels: Counter[str] = Counter()
+    outputs: set[str] = set()
     changed = 0
     for f in catalogue.files(dataset):
         if f["reason"]:
             reasons[f["reason"]] += 1
         if f["verdict"] != "clean":
             continue
-        files[f["output"]] = f["sha256"]
+        outputs.add(f["output"])
         kinds.setdefault(f["kind"], Counter())[f["modality"] or ""] += 1
         changed += f["changed"]
         kept.update(json.loads(f["kept"]))
         actions.update(json.loads(f["actions"]))
         note = json.loads(f["notes"])
         notes.update(k for k in ("face_possible", "rule") if note.get(k))
+        labels.update([note["label"]] if "label" in note else [])
         if note.get("face"):
             notes[note["face"]] += 1
         if f["kind"] == "table":
             tables.append({k: note[k] for k in ("rows", "columns", "small_cells", "emptied")})
     notes["issuer_missing"] = catalogue.issuer_missing(dataset)
     totals = catalogue.totals(dataset)
-    listing = "".join(f"{name} {digest}\n" for name, digest in sorted(files.items()))
     return {
         "report": 1,
         "dataset": dataset,
@@ -81,8 +82,9 @@ def build(catalogue: Catalogue, root: Path, dataset: str, key: SiteKey) -> dict[
             **totals,
             "changed_pixels": changed,
         },
-        "outputs": len(files),
-        "outputs_sha256": hashlib.sha256(listing.encode()).hexdigest(),
+        "outputs": len(outputs),
+        "outputs_sha256": _listed(catalogue, dataset),
+        "labels": dict(labels.most_common()),
         "kinds": {kind: dict(modalities.most_common()) for kind, modalities in kinds.items()},
         "reasons": dict(reasons.most_common()),
         "actions": dict(actions.most_common()),
@@ -129,14 +131,23 @@ def verify(catalogue: Catalogue, root: Path, dataset: str, key: SiteKey, stem: s
     if body["dataset"] != dataset:
         raise MedsynxError("report-invalid", f"the report is about {body['dataset']}, not {dataset}")
     files = {f["output"]: f["sha256"] for f in catalogue.files(dataset, verdict="clean")}
-    listing = "".join(f"{name} {digest}\n" for name, digest in sorted(files.items()))
-    if hashlib.sha256(listing.encode()).hexdigest() != body["outputs_sha256"]:
+    if _listed(catalogue, dataset) != body["outputs_sha256"]:
         raise MedsynxError("report-invalid", f"data set {dataset} changed after its report was signed")
     for name, digest in files.items():
         path = root / name
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             raise MedsynxError("report-invalid", f"a file of {dataset} is missing or is not the one that was read back")
     return dict(body)
+
+
+def _listed(catalogue: Catalogue, dataset: str) -> str:
+    """SHA-256 over what training relies on of every clean file: its name and digest, whose it is, and the label its folder gave it."""
+    lines = set()
+    for f in catalogue.files(dataset, verdict="clean"):
+        note = json.loads(f["notes"])
+        about = (f["output"], f["sha256"], f["patient"], note.get("label"), note.get("unnamed", False))
+        lines.add(json.dumps(about))
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
 def _private_key(key: SiteKey) -> Ed25519PrivateKey:

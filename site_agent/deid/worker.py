@@ -20,6 +20,7 @@ from site_agent.deid import reader
 from site_agent.deid.catalogue import Entry
 from site_agent.deid.keys import SiteKey
 from site_agent.deid.model import Cleaned
+from site_agent.deid.naming import label_of
 from site_agent.deid.profile import Profile
 from site_agent.deid.quarantine import Quarantine
 from site_agent.deid.recipe import Recipe
@@ -64,6 +65,11 @@ class Worker:
             cleaned = self.clean(data, source)
             if cleaned.patient and cleaned.patient.pseudonym in self.withdrawn:
                 raise Quarantine("withdrawn")
+            if cleaned.patient:
+                label = label_of(source.name, self.recipe.labels)
+                cleaned.notes |= ({"label": label} if label else {}) | (
+                    {} if cleaned.patient.named else {"unnamed": True}
+                )
             return self._write(entry, cleaned)
         except Quarantine as refused:
             entry.reason, entry.detail = refused.reason, refused.detail
