@@ -75,18 +75,22 @@ def set_up(folder: Path, family: str | None) -> Stage:
     return enrol(folder, study, "flchain", {n: Dataset(path=t.resolve()) for n, t in tables.items()}, patients)
 
 
-def enrol(folder: Path, study: Study, dataset: str, data: Mapping[str, Dataset], patients: int) -> Stage:
+def enrol(
+    folder: Path, study: Study, dataset: str, data: Mapping[str, Dataset], patients: int, *, minimum: int = 100
+) -> Stage:
     """Set up a site for each hospital's data, which approves the study, a coordinator and a server folder.
 
     Args:
         dataset: the name under which each site registers its data.
         data: hospital -> where they are.
+        minimum: the fewest patients a site answers for.
     """
     limits = Limits(
         epsilon_per_study=study.privacy.epsilon,
         epsilon_lifetime=study.privacy.epsilon,
         families=families_of(study.family),
         trust=(study.privacy.trust,),
+        minimum_patients=minimum,
     )
     sites = {}
     for name, where in data.items():

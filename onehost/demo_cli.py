@@ -40,6 +40,7 @@ def demo(
         bool, typer.Option("--keep", help="Leave the server up afterwards and say how to sign in.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    patients: Annotated[int, typer.Option(hidden=True, help="How many people the radiographs are of.")] = 900,
 ) -> None:
     """Four hospitals as processes on this machine, the real Flower runtime over TLS, the server, a download.
 
@@ -71,10 +72,12 @@ def demo(
                 from onehost import image_demo
 
                 stage_of("making radiographs with fake identifiers for four hospitals, approving the study at each")
-                stage, archives = image_demo.set_up(folder, family)
+                stage, archives = image_demo.set_up(folder, family, patients)
                 task = stage_of("de-identifying")
                 intake = image_demo.ingest(
-                    stage, archives, lambda text: bar.update(task, description=f"de-identifying into the vaults: {text}")
+                    stage,
+                    archives,
+                    lambda text: bar.update(task, description=f"de-identifying into the vaults: {text}"),
                 )
                 found["deidentified"] = asdict(intake)
             else:

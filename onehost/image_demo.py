@@ -9,7 +9,6 @@ import shutil
 import sys
 import time
 import zipfile
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -31,7 +30,6 @@ from site_agent.vault import Vault
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PATIENTS = 900
 IMAGES = 200  #: in the researcher's ZIP
 DATASET = "chest"
 SICK = (0.35, 0.45, 0.55, 0.65)  #: share of patients with an opacity, hospital by hospital
@@ -65,14 +63,14 @@ class Intake:
     clean: int = 0
     quarantined: int = 0
     failed: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, int] = field(default_factory=dict)
     blanked: int = 0
     planted: int = 0
     left: int = 0
     seconds: float = 0.0
 
 
-def set_up(folder: Path, family: str | None, patients: int = PATIENTS) -> tuple[Stage, Archives]:
+def set_up(folder: Path, family: str | None, patients: int) -> tuple[Stage, Archives]:
     """Make the hospitals' archives, and sites that approve the study; each site's recipe names the dictionary of the findings."""
     make_anew(folder)
     study = read_study("image-demo-study.yaml", family)
@@ -81,7 +79,8 @@ def set_up(folder: Path, family: str | None, patients: int = PATIENTS) -> tuple[
         made = make_patients(name, round(patients * share), sick, seed)
         radiographs[name] = write_archive(folder / "archives" / name, made, seed)
     here = Dataset(vault=DATASET, labels=Labels(column="finding"))
-    stage = enrol(folder, study, DATASET, dict.fromkeys(HOSPITALS, here), patients)
+    smallest = round(patients * min(HOSPITALS.values()))
+    stage = enrol(folder, study, DATASET, dict.fromkeys(HOSPITALS, here), patients, minimum=min(100, smallest))
     for site in stage.sites.values():
         shutil.copy(str(files("onehost").joinpath("findings.yaml")), site / "findings.yaml")
         (site / "recipe.yaml").write_text(yaml.safe_dump({"table": {"study": "findings.yaml"}}), "utf-8")
@@ -100,7 +99,16 @@ def ingest(stage: Stage, archives: Archives, tell: Callable[[str], None]) -> Int
         while waiting or running:
             while waiting and len(running) < (os.cpu_count() or 1):
                 name = waiting.pop(0)
-                command = ["site", "ingest", archives.folder / name, "--dataset", DATASET, "--dir", stage.sites[name], "--json"]
+                command = [
+                    "site",
+                    "ingest",
+                    archives.folder / name,
+                    "--dataset",
+                    DATASET,
+                    "--dir",
+                    stage.sites[name],
+                    "--json",
+                ]
                 log = stage.folder / "logs" / f"ingest-{name}.log"
                 hospitals.start(name, [sys.executable, "-m", "medsynx", *map(str, command)], log)
                 running.add(name)
@@ -127,7 +135,8 @@ def _count(intake: Intake, name: str, hospitals: Supervisor) -> None:
     intake.clean += said["clean"]
     intake.quarantined += said["quarantined"]
     intake.failed += said["failed"]
-    intake.reasons.update(said["reasons"])
+    for reason, files_held in said["reasons"].items():
+        intake.reasons[reason] = intake.reasons.get(reason, 0) + files_held
 
 
 def _left(site: Path, patients: list[Patient]) -> int:

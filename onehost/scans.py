@@ -166,7 +166,12 @@ def _letter(p: Patient) -> Dataset:
     from pydicom.uid import EncapsulatedPDFStorage
 
     ds = _header(p, EncapsulatedPDFStorage)
-    ds.Modality, ds.ConversionType, ds.BurnedInAnnotation, ds.DocumentTitle = "DOC", "WSD", "YES", f"Letter on {p.given}"
+    ds.Modality, ds.ConversionType, ds.BurnedInAnnotation, ds.DocumentTitle = (
+        "DOC",
+        "WSD",
+        "YES",
+        f"Letter on {p.given}",
+    )
     ds.MIMETypeOfEncapsulatedDocument = "application/pdf"
     ds.EncapsulatedDocument = f"%PDF-1.4\n% Dear {p.physician}, {p.given} {p.family} was born on {p.birth}.\n".encode()
     return ds
