@@ -102,6 +102,37 @@ CODES: dict[str, tuple[int, str]] = {
     "source-invalid": (87, "Give an existing source and a destination outside of it."),
     "report-invalid": (88, "Do not use this data set: ingest it again."),
     "dataset-unknown": (89, "Run `medsynx site datasets` for the names."),
+    # joining (200-209)
+    "invite-invalid": (200, "Check the token file, or ask the coordinator for a new token for this site's name."),
+    "invite-expired": (201, "Ask the coordinator for a new token (`medsynx server invite create`)."),
+    "invite-used": (
+        202,
+        "A token works once. If you did not use it, tell the coordinator at once (`medsynx server site revoke`); else ask for a new one.",
+    ),
+    "ca-invalid": (203, "Give the PEM file of the certificate authority that signed the server's certificate."),
+    "site-taken": (204, "Ask the coordinator: `medsynx server site rotate` lets an enrolled site enrol anew."),
+    "identity-taken": (205, "Two sites cannot share one identity: move `identity.pem` away and enrol again."),
+    "site-unknown": (206, "`medsynx server site list` shows the sites; a revoked one needs a new invitation."),
+    "proof-invalid": (207, "Run the command again on the site itself, with its own keys and a right clock."),
+    "not-enrolled": (208, "Ask the coordinator for a token, then run `medsynx site enrol`."),
+    "coordinator-unset": (209, "Run `medsynx server federation --url https://HOST:PORT --ca FILE` first."),
+    # what `medsynx site preflight` finds (210-219)
+    "key-exposed": (
+        210,
+        "Run `chmod 600` on the file as its owner; if others could read it, run `medsynx site rotate`.",
+    ),
+    "disk-low": (211, "Free some space in the site's folder, or move it."),
+    "proxy-unusable": (212, "Correct HTTPS_PROXY, or add the coordinator's host to NO_PROXY."),
+    "dns-failed": (213, "Check the host's name in the URL and this machine's name servers."),
+    "port-closed": (214, "Ask network operations to let this machine out to that host and port (TCP, outbound only)."),
+    "ca-mismatch": (
+        215,
+        "Do not go on. Compare the fingerprint with the coordinator by telephone; if a proxy inspects TLS, have this host excepted.",
+    ),
+    "clock-skewed": (216, "Set the clock by NTP (`timedatectl set-ntp true`): requests are signed with the time."),
+    "version-differs": (217, "Install the coordinator's release of MedSynX on this machine."),
+    "server-unwell": (218, "Tell the coordinator: its server answers, but not as it should."),
+    "already-running": (219, "This site's agent runs already on this machine; stop that one first."),
 }
 
 

@@ -1,10 +1,8 @@
-"""Throw-away keys and certificates for a federation on one machine: a CA, a server certificate for localhost, one node key a site."""
+"""Throw-away certificates for a federation on one machine: a CA and a server certificate for localhost."""
 
 from __future__ import annotations
 
 import ipaddress
-import os
-import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +13,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives import serialization as ser
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from medsynx.keys import write_secret
 
 DAYS = 30
 
@@ -67,27 +67,6 @@ def make_tls(folder: Path) -> Tls:
     out.cert.write_bytes(server.public_bytes(ser.Encoding.PEM))
     write_secret(out.key, key.private_bytes(ser.Encoding.PEM, ser.PrivateFormat.PKCS8, ser.NoEncryption()))
     return out
-
-
-def make_node_key(file: Path) -> bytes:
-    """A SuperNode's P-384 key in OpenSSH form (0600); returns the public key as PEM, as the SuperLink keeps it."""
-    key = ec.generate_private_key(ec.SECP384R1())
-    write_secret(file, key.private_bytes(ser.Encoding.PEM, ser.PrivateFormat.OpenSSH, ser.NoEncryption()))
-    return key.public_key().public_bytes(ser.Encoding.PEM, ser.PublicFormat.SubjectPublicKeyInfo)
-
-
-def make_secret(file: Path) -> Path:
-    """32 random bytes (0600)."""
-    write_secret(file, secrets.token_bytes(32))
-    return file
-
-
-def write_secret(file: Path, content: bytes) -> None:
-    """A file only its owner can read, from its first byte on."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.unlink(missing_ok=True)
-    with os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as out:
-        out.write(content)
 
 
 def _base(subject: x509.Name, issuer: x509.Name, public_key: Any) -> x509.CertificateBuilder:

@@ -26,7 +26,12 @@ simulate_app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None
 @simulate_app.command()
 def simulate(
     study: Annotated[Path, typer.Argument(help="Study manifest, YAML or JSON.")],
-    site: Annotated[list[Path], typer.Option(help="One table a site, or one NPZ file of labelled images; repeat it.")],
+    site: Annotated[
+        list[Path],
+        typer.Option(
+            help="One table a site; for images one NPZ file, or a folder with a folder of pictures a class. Repeat it."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for bundle and report.")],
     holdout: Annotated[
         Path | None, typer.Option(help="A table no site holds: adds figures computed directly, which are not private.")

@@ -24,11 +24,12 @@ from evaluation.programme import priced_plan
 from medsynx.bundle import new_key
 from medsynx.errors import MedsynxError
 from medsynx.generators import families_of
+from medsynx.keys import write_secret
+from medsynx.processes import Supervisor, free_port
 from medsynx.study import Study, parse_study
-from onehost.certificates import Tls, write_secret
+from onehost.certificates import Tls
 from onehost.federation import LocalFederation, answers
 from onehost.hospitals import deal_flchain, introduce
-from onehost.processes import Supervisor, free_port
 from onehost.researcher import Client
 from site_agent.policy import Dataset, Limits, SiteFolder, SitePolicy
 from strategies.coordinator import CoordinatorFolder

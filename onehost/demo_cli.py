@@ -50,9 +50,9 @@ def demo(
     from rich.progress import Progress as Bar
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    from medsynx.processes import Supervisor
     from onehost import demo as play
     from onehost.federation import LocalFederation
-    from onehost.processes import Supervisor
 
     console, began = Console(stderr=True), time.monotonic()
     folder = folder or Path("medsynx-demo-images" if images else "medsynx-demo")

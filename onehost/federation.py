@@ -9,10 +9,8 @@
 from __future__ import annotations
 
 import json
-import os
 import ssl
 import sys
-import sysconfig
 import time
 import urllib.error
 import urllib.request
@@ -20,15 +18,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from medsynx.errors import MedsynxError
-from onehost.certificates import Tls, make_node_key, make_secret, make_tls
-from onehost.processes import Supervisor, free_port
-from site_agent.client_app import SITE
+from medsynx.flower_processes import flower_env, script
+from medsynx.keys import make_node_key, make_secret
+from medsynx.processes import Supervisor, free_port
+from onehost.certificates import Tls, make_tls
+from site_agent.run import executor, supernode
 from strategies.control import Control
 from strategies.server_app import COORDINATOR
-from strategies.superlink import GATE_CERT, GATE_HOST, GATE_KEY, GATE_PORT
+from strategies.superlink import GATE_CERT, GATE_HOST, GATE_KEY, GATE_PORT, GATE_SERVER, GATE_SERVER_CA
 
 START_SECONDS = 90.0
-QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_LOG_LEVEL": "INFO"}
 
 
 class LocalFederation:
@@ -39,9 +38,14 @@ class LocalFederation:
         folder: keys, databases and logs go here.
         sites: site name -> site folder.
         coordinator: the coordinator's folder; gets ``roster.json``.
+        server: base URL of a REST server on this machine. The gate passes enrolment on to it, and the SuperLink's nodes follow its list of sites
+            (``registry.json`` of the coordinator's folder says how it is asked); ``sites`` is empty then, since they enrol and run themselves.
     """
 
-    def __init__(self, supervisor: Supervisor, folder: Path, sites: dict[str, Path], coordinator: Path) -> None:
+    def __init__(
+        self, supervisor: Supervisor, folder: Path, sites: dict[str, Path], coordinator: Path, server: str | None = None
+    ) -> None:
+        self.server = server
         self.supervisor, self.folder, self.sites, self.coordinator = (
             supervisor,
             folder.resolve(),
@@ -66,6 +70,9 @@ class LocalFederation:
         for name in self.sites:
             self._start_executor(name)
         self._wait(lambda: answers(f"https://127.0.0.1:{self.private_port}/health", self.tls.ca), until, "superlink")
+        if self.server:
+            self._start_members()
+            return
         tell("registering the hospitals")
         for name in self.sites:
             self.nodes[name] = self.control.register(name, make_node_key(self.folder / "keys" / name))
@@ -97,11 +104,7 @@ class LocalFederation:
             time.sleep(0.2)
 
     def _env(self, home: str, **more: str) -> dict[str, str]:
-        """flwr's tools start each other by name, so this environment's scripts come first on PATH."""
-        path = self.folder / "flwr" / home.replace(" ", "-")
-        path.mkdir(parents=True, exist_ok=True)
-        scripts = sysconfig.get_path("scripts")
-        return {**QUIET, "FLWR_HOME": str(path), "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", **more}
+        return flower_env(self.folder / "flwr" / home, **more)
 
     def _log(self, name: str) -> Path:
         return self.folder / "logs" / f"{name.replace(' ', '-')}.log"
@@ -123,10 +126,11 @@ class LocalFederation:
             GATE_PORT: str(self.gate_port),
             GATE_CERT: str(tls.cert),
             GATE_KEY: str(tls.key),
+            **({GATE_SERVER: self.server, GATE_SERVER_CA: str(tls.ca)} if self.server else {}),
         }
         self.supervisor.start("superlink", link, self._log("superlink"), self._env("superlink", **gate))
         execute = [
-            f"{sysconfig.get_path('scripts')}/flower-superexec",
+            script("flower-superexec"),
             "--runtime-api-address",
             f"127.0.0.1:{self.private_port}",
         ]
@@ -134,27 +138,22 @@ class LocalFederation:
         env = self._env("superexec", **{COORDINATOR: str(self.coordinator)})
         self.supervisor.start("superexec", execute, self._log("superexec"), env)
 
+    def _start_members(self) -> None:
+        command = [sys.executable, "-m", "strategies.members", "--dir", str(self.coordinator)]
+        command += ["--superlink", f"127.0.0.1:{self.private_port}", "--ca", str(self.tls.ca)]
+        self.supervisor.start("members", command, self._log("members"), restart=True)
+
     def _start_executor(self, name: str) -> None:
-        port = self.ports.setdefault(name, free_port())
+        port, home = self.ports.setdefault(name, free_port()), self.folder / "flwr" / f"executor-{name}"
         secret = make_secret(self.folder / "keys" / f"{name}.secret")
-        command = [sys.executable, "-m", "site_agent.executor", "--dir", str(self.sites[name].resolve())]
-        command += ["--runtime-api-address", f"127.0.0.1:{port}", "--secret-file", str(secret)]
-        env = self._env(f"executor {name}", **{SITE: str(self.sites[name].resolve())})
+        command, env = executor(self.sites[name].resolve(), port, secret, home)
         self.supervisor.start(f"executor {name}", command, self._log(f"executor {name}"), env, restart=True)
 
     def _start_supernode(self, name: str) -> None:
-        command = [f"{sysconfig.get_path('scripts')}/flower-supernode", "--superlink", f"127.0.0.1:{self.gate_port}"]
-        command += [
-            "--root-certificates",
-            str(self.tls.ca),
-            "--auth-supernode-private-key",
-            str(self.folder / "keys" / name),
-        ]
-        command += ["--port", str(self.ports[name]), "--isolation", "process"]
-        command += ["--superexec-auth-secret-file", str(self.folder / "keys" / f"{name}.secret")]
-        self.supervisor.start(
-            f"supernode {name}", command, self._log(f"supernode {name}"), self._env(f"supernode {name}"), restart=True
-        )
+        keys, home = self.folder / "keys", self.folder / "flwr" / f"supernode-{name}"
+        gate, port = f"127.0.0.1:{self.gate_port}", self.ports[name]
+        command, env = supernode(gate, self.tls.ca, keys / name, port, keys / f"{name}.secret", home)
+        self.supervisor.start(f"supernode {name}", command, self._log(f"supernode {name}"), env, restart=True)
 
 
 def answers(url: str, ca: Path) -> bool:

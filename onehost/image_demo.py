@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from medsynx.errors import MedsynxError
+from medsynx.processes import Supervisor
 from medsynx.study import Study
 from onehost.demo import Stage, enrol, make_anew, read_study
 from onehost.hospitals import HOSPITALS
-from onehost.processes import Supervisor
 from onehost.scans import Patient, identifiers, make_patients, write_archive
 from site_agent.deid.keys import SiteKey
 from site_agent.policy import Dataset, Labels, SiteFolder

@@ -1,6 +1,6 @@
 """``medsynx simulate``: the same strategy and site code as a deployed run, in one process and without sockets.
 
-Each table, or NPZ file of images, becomes a site with its own folder, policy, key and ledger under ``OUT/sites``. Noise is the operating
+Each table, NPZ file or folder of images becomes a site with its own folder, policy, key and ledger under ``OUT/sites``. Noise is the operating
 system's, always; a seed only fixes what is public.
 """
 
@@ -11,6 +11,7 @@ import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,7 @@ from medsynx.plan import Part
 from medsynx.progress import listening
 from medsynx.study import Study
 from medsynx.tables import read_table
-from site_agent.datasets import load_file
-from site_agent.images import prepare_images, read_images
+from site_agent.datasets import load_file, load_images
 from site_agent.ingest import LocalTable
 from site_agent.policy import Dataset, Limits, SiteFolder, SitePolicy
 from site_agent.service import SiteService
@@ -98,7 +98,7 @@ def simulate(
     """Run a study over tables and publish its bundle.
 
     Args:
-        tables: one file a site: tables, or NPZ files of images for an image study.
+        tables: one file a site: tables; for an image study NPZ files, or folders with a folder of pictures a class.
         out: folder for bundle, report and sites' folders; made when absent, its ``sites`` folder is made anew.
         holdout: a table the sites never see, for figures computed directly (not private).
         seed: fixes the synthetic rows drawn for the direct figures; never the privacy noise.
@@ -109,15 +109,17 @@ def simulate(
     """
     out.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(out / "sites", ignore_errors=True)
-    sites = make_sites(study, tables, out / "sites", strict=strict, noise=noise)
-    held_out = _held_out(study, holdout, strict) if holdout else None
+    telling = partial(listening, lambda what, done, of: watch(Progress(what, done, of, {})))
+    with telling():
+        sites = make_sites(study, tables, out / "sites", strict=strict, noise=noise)
+        held_out = _held_out(study, holdout, strict) if holdout else None
     services = {s.name: SiteService(s.folder, simulated=True, strict=strict) for s in sites}
     federation = InProcessFederation({name: service.answer for name, service in services.items()})
     outcome = Run(study, federation, f"sim-{secrets.token_hex(4)}", watch, masked=False).conduct()
 
     figures = None
     if held_out is not None:
-        with listening(lambda what, done, of: watch(Progress(what, done, of, {}))):
+        with telling():
             figures = _direct(study, sites, held_out, outcome.artefact, seed)
     key = out / "signing.pem"
     if not key.exists():
@@ -157,7 +159,7 @@ def _value(figures: dict[str, Any], name: str) -> float | None:
 def _held_out(study: Study, path: Path, strict: bool) -> Patients:
     """The hold-out file's records; whose they are matters to no figure."""
     if study.image:
-        return prepare_images(read_images(path, "test"), study, bytes(32), strict=strict).parts["all"]
+        return load_images(path, study, bytes(32), "test", strict=strict).parts["all"]
     codes = codec.encode(read_table(path), study, strict=strict)[0]
     return Patients(codes, np.arange(len(codes)))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 import server.auth.routes
+import server.enrolment.routes
 import server.generators.routes
 import server.reports.routes
 import server.runs.routes
@@ -18,7 +19,16 @@ from server import problems
 from server.database import open_database
 from server.folder import ServerFolder
 
-ROOMS = (server.auth, server.users, server.generators, server.samples, server.reports, server.runs, server.sites)
+ROOMS = (
+    server.auth,
+    server.users,
+    server.enrolment,
+    server.generators,
+    server.samples,
+    server.reports,
+    server.runs,
+    server.sites,
+)
 
 
 def create_app(path: Path) -> FastAPI:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medsynx.errors import MedsynxError
+from server import enrolment_cli
 
 if TYPE_CHECKING:
     from sqlmodel import Session
@@ -20,6 +21,9 @@ user_app = typer.Typer(no_args_is_help=True, help="Manage people.")
 token_app = typer.Typer(no_args_is_help=True, help="Manage service tokens.")
 app.add_typer(user_app, name="user")
 app.add_typer(token_app, name="token")
+app.command()(enrolment_cli.federation)
+app.add_typer(enrolment_cli.invite_app, name="invite")
+app.add_typer(enrolment_cli.site_app, name="site")
 
 Dir = Annotated[Path, typer.Option("--dir", help="The server's folder.")]
 Email = Annotated[str, typer.Option(help="E-mail address.")]
@@ -63,7 +67,7 @@ def token_create(
     """Make a service token for a coordinator's run; it is shown this once."""
     from server.auth.service import new_service_token
 
-    with _db(dir) as db:
+    with open_db(dir) as db:
         typer.echo(new_service_token(db, name, days))
 
 
@@ -72,7 +76,7 @@ def trust(dir: Dir, public_key: Annotated[Path, typer.Argument(help="A coordinat
     """Accept bundles signed with this key."""
     from server.auth import service
 
-    with _db(dir) as db:
+    with open_db(dir) as db:
         typer.echo(f"trusted {service.trust(db, public_key)}")
 
 
@@ -97,7 +101,8 @@ def serve(
 
 
 @contextmanager
-def _db(dir: Path) -> Iterator[Session]:
+def open_db(dir: Path) -> Iterator[Session]:
+    """A session on the folder's database."""
     from sqlmodel import Session
 
     from server.database import open_database
@@ -120,6 +125,6 @@ def _add(dir: Path, email: str, password: str, role: str, *, shown: bool) -> Non
     from server.users import service
     from server.users.models import Role
 
-    with _db(dir) as db:
+    with open_db(dir) as db:
         service.add(db, email, password, Role(role))
     typer.echo(f"added {role} {email}" + (f", password (shown once): {password}" if shown else ""))

@@ -16,6 +16,7 @@ from server.folder import ServerFolder
 def open_database(folder: ServerFolder) -> Engine:
     """The folder's engine, tables made when absent. Raises ``server-not-initialised``."""
     import server.auth.models
+    import server.enrolment.models
     import server.generators.models
     import server.runs.models
     import server.users.models  # noqa: F401  # registers the tables

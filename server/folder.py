@@ -11,7 +11,7 @@ from medsynx.errors import MedsynxError
 
 
 class ServerFolder:
-    """``server.sqlite``, ``token.secret`` (0600) and ``bundles/SHA256.zip``."""
+    """``server.sqlite``, ``token.secret`` (0600), ``federation.json`` (where sites reach it) and ``bundles/SHA256.zip``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -20,6 +20,11 @@ class ServerFolder:
     def database(self) -> Path:
         """SQLite file."""
         return self.path / "server.sqlite"
+
+    @property
+    def federation(self) -> Path:
+        """Where sites reach the federation, and its CA."""
+        return self.path / "federation.json"
 
     def create(self) -> None:
         """Make the folder. Raises ``server-exists``."""

@@ -1,7 +1,11 @@
-"""The audit log: what left this hospital (name, shape, type, bytes, hash) and what was refused (code). Durable before the bytes move."""
+"""The audit log: what left this hospital (name, shape, type, bytes, hash), what was refused (code), and what the privacy officer decided.
+
+Durable before the bytes move.
+"""
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,3 +30,18 @@ class Audit:
     def refused(self, study: str, run: str, step: str, code: str) -> None:
         """A request was refused with this code. What was asked is cut to a sane length: it came from outside."""
         self.chain.append({"kind": "refused", "study": study[:64], "run": run[:64], "step": step[:64], "code": code})
+
+    def decided(
+        self, study: str, status: str, by: str, dataset: str | None, expires: datetime | None, reason: str
+    ) -> None:
+        """The privacy officer approved or refused a study; no run, no step."""
+        body = {"kind": f"study-{status}", "study": study, "run": "", "step": "", "by": by, "dataset": dataset}
+        self.chain.append({**body, "expires_at": expires.isoformat() if expires else None, "reason": reason[:500]})
+
+    def undecided(self) -> dict[str, str]:
+        """Digest of each study that was asked for without an approval -> when last."""
+        return {
+            e["study"]: e["at"]
+            for e in self.chain.entries()
+            if e["kind"] == "refused" and e["code"] == "study-not-approved"
+        }

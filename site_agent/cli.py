@@ -9,10 +9,23 @@ from typing import Annotated
 import typer
 
 from medsynx.errors import MedsynxError
-from site_agent import vault_cli
+from site_agent import approvals_cli, membership_cli, vault_cli
+from site_agent.approvals_cli import By, StudyOrDigest
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command()(vault_cli.ingest)
+app.command()(approvals_cli.studies)
+app.command()(approvals_cli.refuse)
+for command in (
+    membership_cli.enrol,
+    membership_cli.preflight,
+    membership_cli.run,
+    membership_cli.identity,
+    membership_cli.roster,
+    membership_cli.rotate,
+    membership_cli.leave,
+):
+    app.command()(command)
 app.add_typer(vault_cli.app, name="datasets")
 app.command(hidden=True)(vault_cli.show)  # the short forms of `datasets show` and `datasets forget`
 app.command(hidden=True)(vault_cli.forget)
@@ -56,13 +69,19 @@ def check(
     strict: Annotated[bool, typer.Option("--strict", help="Refuse unknown columns and levels.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read the data set by the study's dictionary and show what would be clipped, unseen, missing or left out. Sends nothing."""
+    """Read the data set by the study's dictionary and show what would be clipped, unseen, missing or left out. Sends nothing.
+
+    The study waits for the privacy officer afterwards, who finds it with `medsynx site studies`.
+    """
+    from medsynx.draft import refuse_marks
     from medsynx.progress import on_screen
     from medsynx.study import load_study
+    from site_agent.approvals import pending
     from site_agent.datasets import load_dataset
     from site_agent.policy import SiteFolder, check_policy
 
     folder, manifest = SiteFolder(dir), load_study(study)
+    refuse_marks(study)
     policy = folder.policy()
     check_policy(policy, manifest, dataset)
     with on_screen():
@@ -73,6 +92,9 @@ def check(
     if manifest.image:
         found = patients.codes[:, 0].tolist()
         classes = {name: found.count(k) for k, name in enumerate(manifest.image.classes)}
+    held = folder.decisions.find(manifest.digest)
+    if held is None or held[0].status == "pending":
+        folder.decisions.keep(manifest.digest, pending(manifest, dataset))
     if as_json:
         counts = {"clipped": report.clipped, "other": report.other, "missing": report.missing}
         typer.echo(
@@ -113,67 +135,42 @@ def check(
 @app.command()
 def approve(
     dir: Folder,
-    study: Annotated[Path, typer.Argument(help="Study manifest, as read by the privacy officer.")],
-    dataset: Annotated[str, typer.Option(help="A data set of site.yaml.")] = "table",
+    study: StudyOrDigest,
+    dataset: Annotated[str | None, typer.Option(help="A data set of site.yaml.  [default: table]")] = None,
+    expires: Annotated[str, typer.Option(help="Days (90), hours (24h) or a date: when the approval ends.")] = "365",
+    by: By = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Privacy officer: approve exactly this study, by its digest, for one data set."""
+    """Privacy officer: approve exactly this study, by its digest, for one data set, until a date."""
     from evaluation.programme import priced_plan
     from medsynx.draft import refuse_marks
+    from medsynx.moments import until
     from medsynx.privacy import guarantees
-    from medsynx.study import load_study
     from site_agent.policy import SiteFolder
 
-    manifest = load_study(study)
-    refuse_marks(study)
+    folder, end = SiteFolder(dir), until(expires)
+    digest, manifest = approvals_cli.resolve(folder, study)
+    if manifest is None:
+        raise MedsynxError("study-unreadable", f"the manifest of {digest[:16]} was never seen here: give its file")
+    if Path(study).exists():
+        refuse_marks(Path(study))
+    held = folder.decisions.find(digest)
+    dataset = dataset or (held[0].dataset if held else None) or "table"
     plan = priced_plan(manifest)
-    typer.echo(f"{manifest.name}  {manifest.digest}")
+    typer.echo(f"{manifest.name}  {digest}")
     for s in plan.steps:
         typer.echo(
             f"  {s.step.name}: {s.step.size:,} numbers of {s.step.part} patients leave as {s.step.cargo}, noise x{s.noise_multiplier:.3g}"
         )
     for g in guarantees(manifest.privacy, manifest.rounds.quorum, plan):
         typer.echo(f"  epsilon {g.epsilon:.3g} against the {g.adversary}, delta {g.delta:g}, per {g.unit}")
+    typer.echo(f"  data set {dataset}, until {end:%Y-%m-%d %H:%M} UTC")
+    if held and held[0].status == "refused":
+        typer.echo(f"  it was refused on {held[0].at:%Y-%m-%d} by {held[0].by}: {held[0].reason}")
     if not yes:
         typer.confirm("Approve this study?", abort=True)
-    SiteFolder(dir).approve(manifest, dataset)
+    folder.approve(manifest, dataset, by=by, expires=end)
     typer.echo("approved")
-
-
-@app.command()
-def identity(dir: Folder) -> None:
-    """Print this site's public identity, a line of the roster, for whoever collects the roster."""
-    import base64
-
-    from site_agent.identity import public_identity
-    from site_agent.policy import SiteFolder
-
-    key = base64.b64encode(public_identity(dir)).decode()
-    typer.echo(json.dumps({SiteFolder(dir).policy().site: key}))
-
-
-@app.command()
-def roster(
-    dir: Folder,
-    file: Annotated[Path, typer.Argument(help="JSON object: site -> public identity, one entry a site.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-) -> None:
-    """Install the roster: the sites whose vectors may be summed with this one's. Compare the keys with the sites over the telephone first.
-
-    Studies of trust mode `secure-sum` are approved under one roster; after a change they must be approved again.
-    """
-    from site_agent.identity import fingerprint, public_identity, read_roster, write_roster
-    from site_agent.policy import SiteFolder
-
-    keys, mine = read_roster(file), SiteFolder(dir).policy().site
-    if keys.get(mine) != public_identity(dir):
-        raise MedsynxError("roster-mismatch", f"{file} does not hold this site's own identity")
-    for site, key in keys.items():
-        typer.echo(f"  {site}  {fingerprint(key)}")
-    if not yes:
-        typer.confirm("Are these the right sites and keys?", abort=True)
-    write_roster(dir, keys)
-    typer.echo(f"roster of {len(keys)} sites installed")
 
 
 @app.command()
@@ -215,7 +212,10 @@ def audit(dir: Folder, as_json: AsJson = False) -> None:
         return
     for e in entries:
         left = {e["exchange"]: e} if e["kind"] == "message" else e.get("arrays", {})
-        what = e.get("code") or ", ".join(
-            f"{n}: {a['bytes']:,} bytes, sha256 {a['sha256'][:12]}" for n, a in left.items()
+        decided = f"by {e['by']} until {(e['expires_at'] or '')[:10]} {e['reason']}" if "by" in e else ""
+        what = (
+            e.get("code")
+            or decided
+            or ", ".join(f"{n}: {a['bytes']:,} bytes, sha256 {a['sha256'][:12]}" for n, a in left.items())
         )
-        typer.echo(f"{e['at'][:19]}  {e['kind']}  {e['run']}  {e['step']}  {what}")
+        typer.echo(f"{e['at'][:19]}  {e['kind']}  {e['run'] or e['study'][:12]}  {e['step']}  {what}")

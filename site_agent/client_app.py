@@ -8,11 +8,11 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from medsynx.flower_processes import SITE
 from medsynx.flower_records import reply_to_records, request_from_records
 from medsynx.wire import Reply
 from site_agent.service import SiteService
 
-SITE = "MEDSYNX_SITE"  #: environment variable with the site's folder
 app = ClientApp()
 
 

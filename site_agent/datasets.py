@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from medsynx.errors import MedsynxError
 from medsynx.tables import read_table
@@ -28,7 +28,7 @@ def load_dataset(folder: SiteFolder, name: str, study: Study, *, strict: bool = 
         return prepare(read_dataset(folder, name), study, folder.key(), strict=strict, site=folder.policy().site)
     declared = _declared(folder, name)
     if declared.path is not None:
-        return prepare_images(read_images(folder.path / declared.path), study, folder.key(), strict=strict)
+        return load_images(folder.path / declared.path, study, folder.key(), strict=strict)
     from site_agent.vault import Vault
     from site_agent.vault_images import prepare_vault_images
 
@@ -39,7 +39,18 @@ def load_file(path: Path, study: Study, key: bytes, *, strict: bool = False, sit
     """The encoded patients of a file; see :func:`load_dataset`."""
     if study.image is None:
         return prepare(read_table(path), study, key, strict=strict, site=site)
-    return prepare_images(read_images(path), study, key, strict=strict)
+    return load_images(path, study, key, strict=strict)
+
+
+def load_images(
+    path: Path, study: Study, key: bytes, part: Literal["train", "test"] = "train", *, strict: bool = False
+) -> LocalTable:
+    """The labelled images of an NPZ file (of MedMNIST's layout, that ``part``), or of a folder with one folder of pictures a class."""
+    if path.is_dir():
+        from site_agent.image_files import prepare_folder
+
+        return prepare_folder(path, study, key, strict=strict)
+    return prepare_images(read_images(path, part), study, key, strict=strict)
 
 
 def _declared(folder: SiteFolder, name: str) -> Dataset:

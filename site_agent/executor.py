@@ -35,8 +35,9 @@ from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
+from medsynx.flower_processes import SITE
 from medsynx.flower_records import app_folder
-from site_agent.client_app import SITE, app
+from site_agent.client_app import app
 from site_agent.policy import SiteFolder
 
 log = logging.getLogger("medsynx.executor")

@@ -17,24 +17,25 @@ from cryptography.hazmat.primitives import serialization as ser
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from medsynx.errors import MedsynxError
+from medsynx.keys import read_secret
 
 KEY, ROSTER = "identity.pem", "roster.json"
 
 
-def make_identity(folder: Path) -> None:
+def make_identity(file: Path) -> None:
     """A new identity key (0600). Raises FileExistsError when there is one."""
     pem = Ed25519PrivateKey.generate().private_bytes(ser.Encoding.PEM, ser.PrivateFormat.PKCS8, ser.NoEncryption())
-    with os.fdopen(os.open(folder / KEY, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as out:
+    with os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as out:
         out.write(pem)
 
 
-def identity(folder: Path) -> Ed25519PrivateKey:
-    """The identity key. Raises ``policy-refused`` when it is missing, spoilt, or others on this machine can read it."""
-    file = folder / KEY
-    if not file.exists() or file.stat().st_mode & 0o077:
+def identity(folder: Path, name: str = KEY) -> Ed25519PrivateKey:
+    """The identity key. Raises ``policy-refused`` when it is missing or spoilt, ``key-exposed`` when others on this machine can read it."""
+    file = folder / name
+    if not file.exists():
         raise MedsynxError("policy-refused", f"{file} must exist with mode 0600")
     try:
-        key = ser.load_pem_private_key(file.read_bytes(), None)
+        key = ser.load_pem_private_key(read_secret(file), None)
     except (ValueError, TypeError):
         key = None
     if not isinstance(key, Ed25519PrivateKey):

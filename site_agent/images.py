@@ -25,6 +25,7 @@ from site_agent.ingest import LocalTable, Lots, draw_lots
 
 MAX_BYTES = 2**31  #: of each array of a file, as stored and as loaded
 CHUNK = 1024  #: images scaled at a time
+NO_LABEL, STRANGE_LABEL = "no label", "label outside the study"  #: reasons to leave an image out
 Raw = dict[str, NDArray[Any]]
 
 
@@ -91,7 +92,7 @@ def prepare_images(raw: Raw, study: Study, key: bytes, *, strict: bool = False) 
     if count == 0:
         raise MedsynxError("table-empty", "there are no images", hint="Give a file with at least one image.")
     code = label_codes(_column(raw, "labels", count), spec, study.missing_values)
-    left_out = {"no label": int((code == -2).sum()), "label outside the study": int((code == -1).sum())}
+    left_out = {NO_LABEL: int((code == -2).sum()), STRANGE_LABEL: int((code == -1).sum())}
     if strict and any(left_out.values()):
         raise MedsynxError("level-unknown", "; ".join(f"{n} images: {why}" for why, n in left_out.items() if n))
     ids = _patient_ids(raw, count, study)

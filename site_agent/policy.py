@@ -1,13 +1,12 @@
 """What this hospital allows: its policy file, its data sets, and the studies its privacy officer approved. Default deny.
 
 A site's folder: ``site.yaml`` (policy), ``site.key`` (secret for pseudonymous choices, 0600), ``approvals/DIGEST.json``, ``ledger.sqlite``,
-``audit.sqlite``, ``runs/`` (what stays at the site between rounds), and for secure sums ``identity.pem`` (0600), ``roster.json`` and
-``secure_sum.sqlite``.
+``audit.sqlite``, ``runs/`` (what stays at the site between rounds), for secure sums ``identity.pem`` (0600), ``roster.json`` and
+``secure_sum.sqlite``, and what :mod:`site_agent.enrolment` adds.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from dataclasses import dataclass
@@ -20,9 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from medsynx.errors import MedsynxError
 from medsynx.generators import families_of
+from medsynx.keys import read_secret
 from medsynx.secure_sum.terms import roster_digest
-from medsynx.study import Study, TrustMode, parse_study
-from site_agent.identity import ROSTER, make_identity, read_roster
+from medsynx.study import Study, TrustMode
+from site_agent.approvals import Decision, Decisions, approved, me
+from site_agent.audit import Audit
+from site_agent.identity import KEY, ROSTER, make_identity, read_roster
 from site_agent.ledger import Budget
 
 
@@ -92,11 +94,12 @@ class SitePolicy(BaseModel):
 
 @dataclass(frozen=True)
 class Approval:
-    """A study the privacy officer read, the data set it may use, and the digest of the roster it was approved under (None: there was none)."""
+    """A study the privacy officer read, the data set it may use, the digest of the roster it was approved under (None: there was none), and who."""
 
     study: Study
     dataset: str
     roster: str | None = None
+    approved_by: str = ""
 
 
 class SiteFolder:
@@ -118,7 +121,7 @@ class SiteFolder:
         )
         with os.fdopen(os.open(path / "site.key", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as f:
             f.write(secrets.token_bytes(32))
-        make_identity(path)
+        make_identity(path / KEY)
         return SiteFolder(path)
 
     def policy(self) -> SitePolicy:
@@ -129,45 +132,70 @@ class SiteFolder:
             raise MedsynxError("policy-refused", f"{self.path / 'site.yaml'} is missing or invalid") from None
 
     def key(self) -> bytes:
-        """The site's secret. Raises ``policy-refused`` when others on this machine can read it."""
+        """The site's secret. Raises ``policy-refused`` when it is missing, ``key-exposed`` when others on this machine can read it."""
         file = self.path / "site.key"
-        if not file.exists() or file.stat().st_mode & 0o077:
+        if not file.exists():
             raise MedsynxError("policy-refused", f"{file} must exist with mode 0600")
-        return file.read_bytes()
+        return read_secret(file)
 
-    def approve(self, study: Study, dataset: str) -> Path:
+    @property
+    def decisions(self) -> Decisions:
+        """The privacy officer's decisions."""
+        return Decisions(self.path / "approvals")
+
+    def approve(self, study: Study, dataset: str, *, by: str | None = None, expires: datetime | None = None) -> Path:
         """Record the privacy officer's approval of exactly this study on this data set.
 
+        Args:
+            by: who approves; whom this machine takes the user for when omitted.
+            expires: when it ends; after :data:`site_agent.approvals.DAYS` days when omitted.
+
         Raises:
-            MedsynxError: ``policy-refused`` when the study breaks the policy, ``roster-mismatch`` for a roster that cannot be read.
+            MedsynxError: ``policy-refused`` when the study breaks the policy, ``roster-mismatch`` for a roster that cannot be read, ``ledger-broken``
+                when it cannot be written to the audit log.
         """
-        policy = self.policy()
-        check_policy(policy, study, dataset)
-        record = {
-            "study": study.model_dump(mode="json"),
-            "dataset": dataset,
-            "roster": roster_digest(read_roster(self.path / ROSTER)) if (self.path / ROSTER).exists() else None,
-            "approved_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        target = self.path / "approvals" / f"{study.digest}.json"
-        part = target.with_suffix(".part")
-        part.write_text(json.dumps(record, indent=2), "utf-8")
-        part.replace(target)
+        check_policy(self.policy(), study, dataset)
+        roster = roster_digest(read_roster(self.path / ROSTER)) if (self.path / ROSTER).exists() else None
+        decision = approved(study, dataset, roster, by, expires)
+        self._log(study.digest, decision)
+        return self.decisions.keep(study.digest, decision)
+
+    def refuse(self, digest: str, reason: str, *, study: Study | None = None, by: str | None = None) -> Path:
+        """Record that this study is not to run here; it stays so until it is approved anew."""
+        before = self.decisions.find(digest)
+        study = study or (before[1] if before else None)
+        decision = Decision(
+            status="refused",
+            study=study.model_dump(mode="json") if study else None,
+            dataset=before[0].dataset if before else None,
+            by=by or me(),
+            at=datetime.now(UTC),
+            reason=reason,
+        )
+        target = self.decisions.keep(digest, decision)
+        self._log(digest, decision)
         return target
+
+    def _log(self, digest: str, decision: Decision) -> None:
+        Audit(self.path / "audit.sqlite").decided(
+            digest, decision.status, decision.by, decision.dataset, decision.expires_at, decision.reason
+        )
 
     def approval(self, digest: str) -> Approval:
         """The approved study of this digest, recomputed from the stored manifest. Raises ``study-not-approved``."""
-        refused = MedsynxError("study-not-approved", f"study {digest[:16]} is not approved at this site")
-        if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
-            raise refused
-        try:
-            record = json.loads((self.path / "approvals" / f"{digest}.json").read_text("utf-8"))
-            study = parse_study(record["study"])
-        except (OSError, ValueError, KeyError, TypeError, MedsynxError):
-            raise refused from None
-        if study.digest != digest:
-            raise refused
-        return Approval(study, str(record["dataset"]), record.get("roster"))
+        decision, study = self.decisions.find(digest) or (None, None)
+        state = decision.state() if decision else "not approved"
+        if decision is None or study is None or decision.dataset is None or state != "approved":
+            hint = (
+                "Its approval has expired: read it again and run `medsynx site approve`."
+                if state == "expired"
+                else None
+            )
+            said = {"expired": "is approved no longer: its approval expired", "refused": "was refused"}.get(
+                state, "is not approved"
+            )
+            raise MedsynxError("study-not-approved", f"study {digest[:16]} {said} at this site", hint=hint)
+        return Approval(study, decision.dataset, decision.roster, decision.by)
 
 
 def check_policy(policy: SitePolicy, study: Study, dataset: str) -> None:

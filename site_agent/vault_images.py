@@ -1,95 +1,47 @@
-"""Images of the vault -> a site's labelled patients: only under a valid signed report, a file at a time, and by its pseudonym.
-
-A patient's files are read in a secret order until the study's cap is reached, so the work is bounded by the study and not by the archive.
-"""
+"""Images of the vault: only under a valid signed report, by the catalogue's pseudonyms, labelled by a table or by the folders they came from."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from medsynx.codec import EncodeReport
 from medsynx.errors import MedsynxError
-from medsynx.progress import track
 from medsynx.study import Study
 from medsynx.tables import read_table
 from site_agent.deid.keys import SiteKey
-from site_agent.image_readers import KINDS, LeftOutError, read
-from site_agent.images import check_room, label_codes, local_images, to_unit
-from site_agent.ingest import LocalTable, draw_lots
+from site_agent.image_files import Source, prepare_files
+from site_agent.image_readers import KINDS
+from site_agent.images import NO_LABEL, STRANGE_LABEL, label_codes
+from site_agent.ingest import LocalTable
 from site_agent.policy import Dataset, Labels
 from site_agent.vault import Vault
 
-NO_LABEL, STRANGE = "no label", "label outside the study"
+NO_SCANS = ("SEG", "RTDOSE")  #: modalities whose pixels are drawn or computed, left out unless the study names them
 DISAGREE = "\0several"  #: no cell of a table: a patient whose rows name several classes
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file of the catalogue that may be trained on."""
-
-    path: Path
-    kind: str
-    sha256: str
-    patient: str
-    code: int
 
 
 def prepare_vault_images(
     vault: Vault, declared: Dataset, study: Study, key: bytes, *, strict: bool = False
 ) -> LocalTable:
-    """Read, label, cap and split the images of a data set. Files that cannot be used are left out and counted by reason.
+    """The images of a data set of the vault. Files that cannot be used are left out and counted by reason.
 
     Args:
         key: the site's secret.
-        strict: refuse strange and absent labels, and patients with more images than the study's cap.
+        strict: see :func:`site_agent.image_files.prepare_files`.
 
     Raises:
         MedsynxError: ``dataset-unknown``; ``report-invalid`` when a file or a report is not as it was signed; ``column-missing`` for labels that
-            are nowhere; ``table-empty`` when no image is left; ``level-unknown``, ``patient-duplicate``, ``images-unreadable``.
+            are nowhere; those of :func:`site_agent.image_files.prepare_files`.
     """
-    spec, cap, site_key = study.image, study.privacy.max_records_per_patient, SiteKey(key)
-    assert spec is not None and declared.vault is not None
+    assert declared.vault is not None
+    site_key, left_out = SiteKey(key), Counter[str]()
     vault.verified(declared.vault, site_key)
-    left_out: Counter[str] = Counter()
     labels = labels_of(vault, declared.labels, declared.vault, site_key, study) if declared.labels else None
     sources = list(_sources(vault, declared.vault, labels, study, left_out))
-    if strict and left_out[NO_LABEL] + left_out[STRANGE]:
-        raise MedsynxError("level-unknown", _told(Counter({w: left_out[w] for w in (NO_LABEL, STRANGE)})))
-    sources.sort(key=lambda s: site_key.mac("draw", s.patient, s.sha256))
-    images, found, clipped, capped = [], [], 0, 0
-    held: Counter[str] = Counter()
-    for source in track(sources, "reading images", len(sources)):
-        if held[source.patient] >= cap:
-            capped += 1
-            continue
-        try:
-            read_now = [to_unit(picture[None], spec) for picture in read(source.path, source.kind, spec)]
-        except LeftOutError as error:
-            left_out[error.reason] += 1
-            continue
-        held[source.patient] += len(read_now)
-        images += [unit[0] for unit, _ in read_now]
-        clipped += sum(outside for _, outside in read_now)
-        found += [(source, number) for number in range(len(read_now))]
-        check_room(len(images), spec)
-    if not found:
-        raise MedsynxError("table-empty", f"data set {declared.vault} has no image for this study: {_told(left_out)}")
-    texts = [f"{s.sha256} {number} {s.code} {s.patient}" for s, number in found]
-    drawn = draw_lots(texts, [s.patient for s, _ in found], key, cap, strict=strict)
-    codes = np.array([s.code for s, _ in found], np.int64)[drawn.kept]
-    report = EncodeReport(
-        rows=len(found) + capped + left_out.total(),
-        clipped={"images": clipped} if clipped else {},
-        left_out=dict(left_out),
-    )
-    table = local_images(np.stack([images[i] for i in drawn.kept]), codes, drawn, report)
-    return LocalTable(table.parts, report, capped + drawn.capped)
+    return prepare_files(sources, study, key, left_out, strict=strict)
 
 
 def _sources(
@@ -115,12 +67,13 @@ def _sources(
         if (row["patient"], row["output"]) in seen:
             continue
         seen.add((row["patient"], row["output"]))
-        if spec.modalities and row["kind"] == "dicom" and row["modality"] not in spec.modalities:
+        wanted = row["modality"] in spec.modalities if spec.modalities else row["modality"] not in NO_SCANS
+        if row["kind"] == "dicom" and not wanted:
             left_out["another modality"] += 1
         elif label == DISAGREE:
             left_out["patient with several labels"] += 1
         elif code < 0:
-            left_out[NO_LABEL if code == -2 else STRANGE] += 1
+            left_out[NO_LABEL if code == -2 else STRANGE_LABEL] += 1
         elif study.privacy.max_records_per_patient > 1 and note.get("unnamed"):
             left_out["does not say whose it is"] += 1  # else each would be protected as if it were a patient
         else:
@@ -158,7 +111,3 @@ def labels_of(vault: Vault, labels: Labels, beside: str, key: SiteKey, study: St
             hint="Ingest a table whose dictionary declares the column and a patient-id, or correct `labels` in site.yaml.",
         )
     return out
-
-
-def _told(counts: Counter[str]) -> str:
-    return "; ".join(f"{n} files: {why}" for why, n in (+counts).most_common()) or "it holds no images"

@@ -17,6 +17,7 @@ from flwr.proto.control_pb2 import (
     RegisterNodeRequest,
     StartRunRequest,
     StopRunRequest,
+    UnregisterNodeRequest,
 )
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
@@ -44,6 +45,15 @@ class Control:
     def register(self, name: str, public_key: bytes) -> int:
         """Admit a site's node by its public key (OpenSSH or PEM bytes as flwr reads them); returns the node id."""
         return int(self.client.RegisterNode(RegisterNodeRequest(public_key=public_key, name=name)).node_id)
+
+    def unregister(self, node: int) -> None:
+        """Shut a node out; its key is not taken again."""
+        self.client.UnregisterNode(UnregisterNodeRequest(node_id=node))
+
+    def nodes(self) -> dict[int, bytes]:
+        """Node id -> public key of every admitted node."""
+        nodes = self.client.ListNodes(ListNodesRequest()).nodes_info
+        return {n.node_id: n.public_key for n in nodes if n.status != "unregistered"}
 
     def online(self) -> set[int]:
         """Node ids that count as online."""

@@ -39,6 +39,11 @@ class Registry:
         body: dict[str, Any] = response.json()
         return body
 
+    def enrolled(self) -> dict[str, bytes]:
+        """Site -> node key (PEM) of every enrolled site. Raises httpx's errors when there is no server or it does not answer."""
+        sites: Any = self._send("GET", "/enrolment/sites")
+        return {s["site"]: s["node_key"].encode() for s in sites if s["status"] == "enrolled"}
+
     def put_run(self, name: str, status: dict[str, Any]) -> None:
         """Tell how a run goes. A server that does not answer must not stop a run: the trouble is logged."""
         import httpx

@@ -1,19 +1,21 @@
-"""The SuperLink behind its gate: the full API on loopback, and a second TLS listener that serves hospitals the fleet endpoints only.
+"""The SuperLink behind its gate: the full API on loopback, and a second TLS listener with what :mod:`strategies.gate` lets through.
 
-Flower's open Control and Runtime APIs have no authentication: whoever reaches them can start runs and take tasks. So nothing but ``/v1/fleet/*`` and
-``/health`` ever listens on a public address.
+Flower's open Control and Runtime APIs have no authentication: whoever reaches them can start runs and take tasks. So nothing but the gate ever
+listens on a public address.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import flwr.superlink.main as superlink_main
+import httpx
 import uvicorn
 from flwr.superlink.cli.flower_superlink import flower_superlink
+
+from strategies.gate import gate
 
 GATE_HOST, GATE_PORT, GATE_CERT, GATE_KEY = (
     "MEDSYNX_GATE_HOST",
@@ -21,33 +23,20 @@ GATE_HOST, GATE_PORT, GATE_CERT, GATE_KEY = (
     "MEDSYNX_GATE_CERT",
     "MEDSYNX_GATE_KEY",
 )
-ALLOWED_PREFIX, ALLOWED_PATHS = "/v1/fleet/", frozenset({"/health"})
-App = Callable[[Any, Any, Any], Awaitable[None]]
-
-
-def fleet_only(app: App) -> App:
-    """Pass fleet and health requests, answer 403 to everything else."""
-
-    async def gate(scope: Any, receive: Any, send: Any) -> None:
-        path = str(scope.get("path", ""))
-        plain = ".." not in path and "//" not in path
-        if scope["type"] == "http" and plain and (path.startswith(ALLOWED_PREFIX) or path in ALLOWED_PATHS):
-            await app(scope, receive, send)
-        elif scope["type"] == "http":
-            await send({"type": "http.response.start", "status": 403, "headers": []})
-            await send({"type": "http.response.body", "body": b"forbidden"})
-
-    return gate
+#: base URL of the REST server that answers enrolment, and its CA when that is not one of the system's; both optional
+GATE_SERVER, GATE_SERVER_CA = "MEDSYNX_GATE_SERVER", "MEDSYNX_GATE_SERVER_CA"
 
 
 def main() -> None:
     """``python -m strategies.superlink`` takes flower-superlink's arguments; the gate's come from the environment."""
     create_app = superlink_main.create_app
+    url, ca = os.environ.get(GATE_SERVER), os.environ.get(GATE_SERVER_CA)
+    server = httpx.AsyncClient(base_url=url, verify=ca or True, timeout=20, trust_env=False) if url else None
 
     def create_gated(*args: Any, **kwargs: Any) -> Any:
         app = create_app(*args, **kwargs)
         config = uvicorn.Config(
-            fleet_only(app),
+            gate(app, server),
             host=os.environ[GATE_HOST],
             port=int(os.environ[GATE_PORT]),
             lifespan="off",

@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 from pydicom.data import get_testdata_file
+from typer.main import get_command
 
+from medsynx.cli import app
 from tests.conftest import RAW_STUDY, small_table
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +55,9 @@ def test_the_long_running_ones_exist():
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)
             continue
         options = [w for w in words if w.startswith("--")]
-        head = [w for w in words[1:] if not w.startswith("-")][: 2 if words[1] == "server" else 1]
+        head, at = [], get_command(app)
+        while isinstance(at, click.Group) and (at := at.get_command(click.Context(at), words[1 + len(head)])):
+            head.append(words[1 + len(head)])
+        assert head, command
         shown = subprocess.run([sys.executable, "-m", "medsynx", *head, "--help"], capture_output=True, text=True)
         assert shown.returncode == 0 and all(o in shown.stdout for o in options), shown.stdout

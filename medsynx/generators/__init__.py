@@ -14,9 +14,10 @@ FAMILIES: dict[str, str] = {
     "synthcity": "medsynx.generators.synthcity:Synthcity",
     "mean-embedding": "medsynx.generators.mean_embedding:MeanEmbedding",
     "moments": "medsynx.generators.moments:Moments",
+    "image-dp-gan": "medsynx.generators.image_dp_gan:ImageDpGan",
 }
 #: those that make images; the others make tables
-IMAGE_FAMILIES = frozenset({"mean-embedding", "moments"})
+IMAGE_FAMILIES = frozenset({"mean-embedding", "moments", "image-dp-gan"})
 
 
 def get_family(name: str) -> Family:

@@ -16,12 +16,13 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from medsynx import codec
 from medsynx.generators import dp_gan_sum, onnx_model
-from medsynx.generators.averaging import Centre, Server, advance, weights_of
+from medsynx.generators.averaging import advance, weights_of
 from medsynx.generators.base import Arrays, Artefact, Contribution, Patients, State, Total
+from medsynx.generators.gan_parameters import GanParameters
 from medsynx.generators.graphical.query import Query
 from medsynx.generators.table_sum import TableSum
 from medsynx.plan import PricedStep, Sampling, Step
@@ -32,48 +33,20 @@ MARGINS_SHARE = 0.1  #: of the family's budget
 ROUNDS = {"local": 5, "summed": 150}
 
 
-class Parameters(BaseModel):
-    """Training settings; all public.
+class Parameters(GanParameters):
+    """Settings of tables beside those of every GAN; the coordinator's (``centre``, ``server``, ``proximal``) are of ``local``.
 
     Attributes:
         gradients: ``local`` or ``summed``, see the module.
         rounds: exchanges with the sites after the first; 5 of them (``local``) or 150 (``summed``) when omitted.
-        critic_steps: noisy critic steps a round (``local``; in ``summed`` a round is one step).
-        generator_steps: generator steps to one of the critic; they cost no privacy.
-        sample_rate: chance of each patient to be in a critic step's batch.
-        batch: fakes of a step.
-        clip_norm: bound of one patient's gradient; fakes are clipped alike.
         hidden: width of the generator's hidden layers.
         critic_hidden: width of the critic's. In ``summed`` its weights are what leaves a site each round.
-        latent: numbers of noise the generator starts from.
-        generator_rate, critic_rate: learning rates (Adam), held for half of the training and faded out in the other.
-        critic_decay: weight decay of the critic (AdamW): what it learnt from noise is forgotten again.
-        average: decay of the running mean of the generator's weights, which is what is published.
-        centre: how the sites' weights become one (``local``); ``median`` and ``trimmed-mean`` hold against a minority of bad sites.
-        server: the coordinator's step towards it (``local``): FedAvg, FedAvgM or FedAdam.
-        server_rate: length of that step.
-        proximal: FedProx (Li et al. 2020): weight of half the squared distance to the shared generator in a site's loss (``local``).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     gradients: Literal["local", "summed"] = "local"
     rounds: int | None = Field(default=None, ge=1, le=2000)
-    critic_steps: int = Field(default=60, ge=1, le=10_000)
-    generator_steps: int = Field(default=3, ge=1, le=100)
-    sample_rate: float = Field(default=0.3, gt=0, le=1)
-    batch: int = Field(default=256, ge=8, le=4096)
-    clip_norm: float = Field(default=1.0, gt=0, le=100)
     hidden: int = Field(default=128, ge=8, le=1024)
     critic_hidden: int = Field(default=32, ge=4, le=1024)
-    latent: int = Field(default=32, ge=2, le=512)
-    generator_rate: float = Field(default=2e-3, gt=0, le=0.1)
-    critic_rate: float = Field(default=0.032, gt=0, le=0.1)
-    critic_decay: float = Field(default=2.0, ge=0, le=50)
-    average: float = Field(default=0.99, ge=0, lt=1)
-    centre: Centre = "mean"
-    server: Server = "average"
-    server_rate: float = Field(default=1.0, gt=0, le=10)
-    proximal: float = Field(default=0.0, ge=0, le=100)
 
     @property
     def exchanges(self) -> int:

@@ -71,7 +71,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def plain(module: nn.Module) -> Arrays:
     """A network's weights as float32 arrays by name."""
-    return {n: t.detach().numpy().astype(np.float32) for n, t in module.state_dict().items()}
+    return {n: t.detach().cpu().numpy().astype(np.float32) for n, t in module.state_dict().items()}
 
 
 def tensors(arrays: Arrays) -> dict[str, Tensor]:

@@ -70,7 +70,7 @@ class SecretNoiseOptimizer(DPOptimizer):
         """Noise of ``noise_multiplier * max_grad_norm`` on the summed clipped gradients."""
         for p in self.params:
             noise = self.secret.normal(tuple(p.shape)) * (self.noise_multiplier * self.max_grad_norm)
-            p.grad = (p.summed_grad + noise).view_as(p)
+            p.grad = (p.summed_grad + noise.to(p.device)).view_as(p)
 
 
 def patient_rows(patient: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -157,7 +157,7 @@ class PrivateTrainer:
             loss(self.network, real).mean().backward()
         else:
             for q in self.parameters:
-                q.grad_sample = torch.zeros((0, *q.shape))
+                q.grad_sample = torch.zeros((0, *q.shape), device=q.device)
         self.optimizer.pre_step()  # clip each patient, add noise, divide by the public batch size
         self.network.disable_hooks()
         if public is not None:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from medsynx.errors import MedsynxError
 from medsynx.generators.base import Arrays, Artefact, Contribution, ImagePatients, Patients, State, Total
 from medsynx.generators.image_sum import ImageSum, left_out, present, shares
 from medsynx.generators.random_features import RandomFeatures
+from medsynx.generators.torch_needed import torch_needed
 from medsynx.plan import PricedStep, Step
 from medsynx.study import Study
 
@@ -90,14 +90,8 @@ class MeanEmbedding:
         sums, counts = cargo.split(state.arrays[EMBEDDING])
         std = cargo.count_std(float(state.facts["noise_std"]))
         share = shares(counts, std)
-        try:
+        with torch_needed():
             from medsynx.generators.mean_embedding_training import train
-        except ModuleNotFoundError as missing:
-            raise MedsynxError(
-                "install-incomplete",
-                f"training the generator needs the package {missing.name}",
-                hint="Install `medsynx[images]`; a run started again under its name goes on behind its sums.",
-            ) from None
         targets = (sums / np.maximum(counts, 1.0)[:, None]).astype(np.float32)
         model = train(
             random_features(study),

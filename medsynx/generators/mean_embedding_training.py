@@ -7,16 +7,14 @@ privacy noise, and the same embedding then gives the same generator.
 
 from __future__ import annotations
 
-import io
-import math
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from medsynx.generators.image_networks import Generator, device, to_onnx
 from medsynx.generators.random_features import RandomFeatures
 from medsynx.progress import track
 
@@ -24,46 +22,6 @@ if TYPE_CHECKING:
     from medsynx.generators.mean_embedding import Parameters
 
 BATCH, LEAST = 128, 24  #: images of a step over all classes, and of one class at least
-WIDTH = 32  #: channels at the coarsest size
-
-
-class Generator(nn.Module):
-    """Noise and class -> pixels: two linear layers to a coarse grid, then doubling and convolution up to the size.
-
-    Args:
-        shape: height, width, channels; a grid that does not fit is cut.
-    """
-
-    def __init__(self, shape: tuple[int, int, int], classes: int, latent: int) -> None:
-        super().__init__()
-        self.height, self.width, channels = shape
-        doublings = max(1, math.floor(math.log2(min(self.height, self.width) / 7)))
-        self.grid = tuple(math.ceil(s / 2**doublings) for s in (self.height, self.width))
-        self.project = nn.Sequential(
-            nn.Linear(latent + classes, 200),
-            nn.BatchNorm1d(200),
-            nn.ReLU(),
-            nn.Linear(200, WIDTH * self.grid[0] * self.grid[1]),
-            nn.BatchNorm1d(WIDTH * self.grid[0] * self.grid[1]),
-            nn.ReLU(),
-        )
-        layers: list[nn.Module] = []
-        wide = WIDTH
-        for _ in range(doublings):
-            narrow = max(wide // 2, 16)
-            layers += [
-                nn.Upsample(scale_factor=2, mode="nearest"),
-                nn.Conv2d(wide, narrow, 3, padding=1),
-                nn.BatchNorm2d(narrow),
-                nn.ReLU(),
-            ]
-            wide = narrow
-        self.draw = nn.Sequential(*layers, nn.Conv2d(wide, channels, 5, padding=2), nn.Sigmoid())
-
-    def forward(self, z: Tensor, label: Tensor) -> Tensor:
-        """(images, latent) and one-hot (images, classes) -> (images, channels, height, width) in 0..1."""
-        coarse = self.project(torch.cat([z, label], 1)).view(-1, WIDTH, *self.grid)
-        return torch.as_tensor(self.draw(coarse))[:, :, : self.height, : self.width]
 
 
 def train(
@@ -81,11 +39,10 @@ def train(
         targets: mean features of each class, (classes, features).
         here: classes to learn.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         generator = Generator(shape, len(targets), parameters.latent)
-        _fit(generator.to(device), features, torch.from_numpy(targets[here]).to(device), here, parameters)
+        _fit(generator.to(device()), features, torch.from_numpy(targets[here]).to(device()), here, parameters)
     return to_onnx(generator.cpu().eval(), parameters.latent, len(targets))
 
 
@@ -109,21 +66,3 @@ def _fit(
         loss.backward()
         optimiser.step()
         schedule.step()
-
-
-def to_onnx(generator: Generator, latent: int, classes: int) -> bytes:
-    """The network in inference mode (opset 17), for any number of images."""
-    out = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter we use announces its successor, which needs onnxscript
-        torch.onnx.export(
-            generator,
-            (torch.zeros(2, latent), torch.eye(classes)[[0, 0]]),
-            out,  # type: ignore[arg-type]  # in memory: the annotation knows files only
-            input_names=["z", "label"],
-            output_names=["pixels"],
-            dynamic_axes={n: {0: "images"} for n in ("z", "label", "pixels")},
-            opset_version=17,
-            dynamo=False,
-        )
-    return out.getvalue()

@@ -39,19 +39,22 @@ class Parameters(BaseModel):
 
 
 class Basis:
-    """The kept frequencies of a study's images."""
+    """The lowest frequencies of a study's images.
 
-    def __init__(self, study: Study) -> None:
-        assert study.image is not None
-        height, width, self.channels = study.image.shape
-        kept = min(Parameters.model_validate(study.family.parameters).frequencies, height, width)
+    Args:
+        frequencies: how many are kept along each axis, if the image has so many.
+    """
+
+    def __init__(self, spec: ImageSpec, frequencies: int) -> None:
+        height, width, self.channels = spec.shape
+        kept = min(frequencies, height, width)
         self.rows, self.columns = cosines(height, kept), cosines(width, kept)
         self.size = kept * kept * self.channels
         pixels = math.sqrt(height * width * self.channels)
         self.mean_radius, self.residual_radius = MEAN_RADIUS * pixels, RESIDUAL_RADIUS * pixels
         self.upper = np.triu_indices(self.size)
-        self.means = ImageSum(self.size, len(study.image.classes))
-        self.covariances = ImageSum(len(self.upper[0]), len(study.image.classes), counted=False)
+        self.means = ImageSum(self.size, len(spec.classes))
+        self.covariances = ImageSum(len(self.upper[0]), len(spec.classes), counted=False)
 
     def coefficients(self, images: NDArray[np.float32]) -> NDArray[np.float64]:
         """(images, channels, height, width) -> (images, size)."""
@@ -68,6 +71,12 @@ class Basis:
         out = np.zeros((self.size, self.size))
         out[a, b] = out[b, a] = triangle / np.where(a == b, 1, math.sqrt(2))
         return out
+
+
+def basis_of(study: Study) -> Basis:
+    """The study's."""
+    assert study.image is not None
+    return Basis(study.image, Parameters.model_validate(study.family.parameters).frequencies)
 
 
 def cosines(size: int, kept: int) -> NDArray[np.float64]:
@@ -92,7 +101,7 @@ class Moments:
 
     def plan(self, study: Study) -> tuple[Step, ...]:
         """Means, then covariances."""
-        basis = Basis(study)
+        basis = basis_of(study)
         return (
             Step(MEANS, "secure-sum", "train", basis.means.size, MEAN_SHARE, basis.means.sensitivity),
             Step(
@@ -114,7 +123,7 @@ class Moments:
     ) -> Contribution:
         """The step's exact sum. Raises ValueError when the state's means are not of the study's shape."""
         assert isinstance(patients, ImagePatients)
-        basis = Basis(study)
+        basis = basis_of(study)
         if priced.step.name == MEANS:
             return Contribution(
                 {"sum": basis.means.add_up(patients, lambda x, _: in_ball(basis.coefficients(x), basis.mean_radius))}
@@ -130,7 +139,7 @@ class Moments:
 
     def combine(self, study: Study, priced: PricedStep, state: State, total: Total) -> State:
         """Keep the noised total; after the first, the class means that the second takes away."""
-        basis, name, vector = Basis(study), priced.step.name, total.arrays["sum"]
+        basis, name, vector = basis_of(study), priced.step.name, total.arrays["sum"]
         arrays: Arrays = {**state.arrays, name: vector}
         if name == MEANS:
             sums, counts = basis.means.split(vector)
@@ -144,7 +153,7 @@ class Moments:
     def export(self, study: Study, state: State) -> Artefact:
         """Means and factors of the covariances in one NPZ."""
         assert study.image is not None
-        basis, noise = Basis(study), state.facts["noise_std"]
+        basis, noise = basis_of(study), state.facts["noise_std"]
         _, counts = basis.means.split(state.arrays[MEANS])
         std = basis.means.count_std(noise[MEANS])
         sums, _ = basis.covariances.split(state.arrays[COVARIANCES])

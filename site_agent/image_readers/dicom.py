@@ -16,7 +16,10 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 
 from medsynx.image_spec import ImageSpec
+from site_agent.deid import jpeg12
 from site_agent.image_readers import LeftOutError, Picture, finite
+
+jpeg12.install()  # what the de-identification could read, training can
 
 #: colours that are RGB once decoded
 RGB = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")

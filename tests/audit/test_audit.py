@@ -17,8 +17,9 @@ from medsynx import codec
 from medsynx.generators import dp_gan_sum, dpsgd, get_family
 from medsynx.generators.base import Patients, State, Total
 from medsynx.generators.dp_gan import Parameters
-from medsynx.generators.dp_gan_training import CriticTrainer
+from medsynx.generators.dp_gan_networks import make_critic
 from medsynx.generators.dpsgd import SecretNoise, SecretNoiseOptimizer
+from medsynx.generators.gan_training import CriticTrainer
 from medsynx.privacy import dpsgd_event, epsilon
 from medsynx.study import parse_study
 from medsynx.wire import Request
@@ -168,7 +169,7 @@ def summed_score(door: door_module.Door, patients: Patients, mean: np.ndarray, s
     return score
 
 
-def audit_summed_gradients(tmp_path, runs: int = 250) -> float:
+def audit_summed_gradients(tmp_path, runs: int = 400) -> float:
     """The critic is held still and aimed at the canary: what the coordinator learns meanwhile is post-processing."""
     door = door_module.Door(make_site(tmp_path / "site", SUMMED, tables()[0]))
     codes = np.zeros((1, len(codec.sizes(SUMMED))), np.int64)
@@ -269,7 +270,7 @@ CLAIM = epsilon([dpsgd_event(NOISE, SETTINGS.sample_rate, STEPS)], LOOSE)
 def training(truth: int) -> tuple[float, list[torch.Tensor]]:
     """One training, the canary being the only patient there may be: the log likelihood ratio of its noised gradients, and
     the gradients."""
-    trainer = CriticTrainer(WIDTH, SETTINGS, NOISE)
+    trainer = CriticTrainer(make_critic(WIDTH, SETTINGS.critic_hidden), SETTINGS, NOISE)
     row, fake = torch.eye(WIDTH)[:1], torch.eye(WIDTH)[1:5]
     seen: list[torch.Tensor] = []
     trainer.optimizer.attach_step_hook(
@@ -320,7 +321,7 @@ def gradient_score(training: Any, truth: int, earlier: list[torch.Tensor]) -> fl
     return score if max(same) > 0.5 else 1e3 * max(same)
 
 
-def audit_gradients(training: Any = training, runs: int = 250) -> float:
+def audit_gradients(training: Any = training, runs: int = 400) -> float:
     _, earlier = training(0)
     scores = [np.array([gradient_score(training, truth, earlier) for _ in range(runs)]) for truth in (0, 1)]
     return epsilon_lower_bound(scores[0], scores[1], LOOSE)

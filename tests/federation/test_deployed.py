@@ -18,11 +18,11 @@ import pytest
 from evaluation.programme import priced_plan
 from medsynx.bundle import new_key, read_bundle
 from medsynx.flower_records import app_folder
+from medsynx.keys import make_node_key, make_secret
+from medsynx.processes import Supervisor, free_port
 from medsynx.study import parse_study
-from onehost.certificates import make_node_key, make_secret
 from onehost.federation import LocalFederation
 from onehost.hospitals import introduce
-from onehost.processes import Supervisor, free_port
 from site_agent.audit import Audit
 from site_agent.ledger import Ledger
 from site_agent.policy import SiteFolder

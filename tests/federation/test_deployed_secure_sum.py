@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from medsynx.bundle import new_key, read_bundle
+from medsynx.processes import Supervisor
 from medsynx.study import parse_study
 from onehost.federation import LocalFederation
-from onehost.processes import Supervisor
 from site_agent.audit import Audit
 from site_agent.policy import SiteFolder
 from site_agent.service import SiteService

@@ -16,9 +16,11 @@ def test_internal_names_are_where_we_import_them():
     from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
     import strategies.control
+    import strategies.gate
     import strategies.superlink  # noqa: F401  # their module-level imports are the contract
 
     assert callable(flwr.superlink.main.create_app) and hasattr(ControlHttpClient, "RegisterNode")
+    assert hasattr(ControlHttpClient, "UnregisterNode") and hasattr(ControlHttpClient, "ListNodes")
     assert list(inspect.signature(pull_task_input).parameters) == ["client"]
     assert list(inspect.signature(push_message).parameters) == ["client", "message", "context"]
     assert list(inspect.signature(push_task_output).parameters)[:4] == ["client", "context", "sub_status", "details"]

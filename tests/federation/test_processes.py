@@ -10,12 +10,12 @@ import time
 
 import pytest
 
-from onehost.processes import Supervisor
+from medsynx.processes import Supervisor
 
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from onehost.processes import Supervisor
+from medsynx.processes import Supervisor
 child = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)  # {tag}']); time.sleep(300)  # {tag}"
 with Supervisor() as s:
     s.start("one", [sys.executable, "-c", child], Path(sys.argv[1]) / "log")
@@ -73,7 +73,7 @@ def test_processes_die_with_their_supervisor(tmp_path, number):
 
 
 def test_a_service_that_dies_is_restarted_or_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr("onehost.processes.RESTART_SECONDS", 0.1)
+    monkeypatch.setattr("medsynx.processes.RESTART_SECONDS", 0.1)
     with Supervisor() as supervisor:
         supervisor.start("once", [sys.executable, "-c", "print('bye')"], tmp_path / "once.log")
         supervisor.start("again", [sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "again.log", restart=True)
@@ -83,3 +83,11 @@ def test_a_service_that_dies_is_restarted_or_reported(tmp_path, monkeypatch):
             time.sleep(0.05)
         assert supervisor.ended() == ["once"] and supervisor.tail("once") == ["bye"]
         assert supervisor.services["again"].restarts >= 1
+        service = supervisor.services["again"]
+        assert 0.2 <= service.pause <= 20, "a service that keeps dying is not hammered at"
+        service.started -= 100  # it lived for long this time
+        service.process.kill()
+        service.process.wait()
+        service.died = None
+        supervisor.tend()
+        assert service.pause == 0.1

@@ -12,9 +12,9 @@ from medsynx import codec
 from medsynx.generators import get_family
 from medsynx.generators.base import Patients, State, Total
 from medsynx.generators.dp_gan import Parameters, initial_weights, shapes, to_onnx
-from medsynx.generators.dp_gan_networks import Generator, fake_rows
-from medsynx.generators.dp_gan_training import CriticTrainer
+from medsynx.generators.dp_gan_networks import Generator, fake_rows, make_critic
 from medsynx.generators.dpsgd import SecretNoise
+from medsynx.generators.gan_training import CriticTrainer
 from medsynx.plan import PricedStep, Sampling
 from medsynx.privacy import calibrate, dpsgd_event
 from medsynx.samplers import open_sampler
@@ -31,6 +31,10 @@ def onehot(rows: int) -> torch.Tensor:
     return torch.eye(WIDTH)[torch.arange(rows) % WIDTH]
 
 
+def trainer_of(noise_multiplier: float) -> CriticTrainer:
+    return CriticTrainer(make_critic(WIDTH, P.critic_hidden), P, noise_multiplier)
+
+
 def noised_gradient(trainer: CriticTrainer, real: torch.Tensor) -> torch.Tensor:
     """What leaves the clip-and-noise step: the real gradient as the optimiser has it before fakes are added, times the public batch size."""
     seen = []
@@ -42,12 +46,12 @@ def noised_gradient(trainer: CriticTrainer, real: torch.Tensor) -> torch.Tensor:
 
 
 def test_one_patient_moves_the_sum_by_the_clip_norm_at_most():
-    trainer = CriticTrainer(WIDTH, P, 0.0)
+    trainer = trainer_of(0.0)
     state = {n: t.clone() for n, t in trainer.critic.state_dict().items()}
     many = noised_gradient(trainer, onehot(10))
     moves = []
     for patient in (onehot(1) * 1e4, -onehot(1) * 1e4, onehot(1), -onehot(3)[2:] * 1e3):
-        other = CriticTrainer(WIDTH, P, 0.0)
+        other = trainer_of(0.0)
         other.critic.load_state_dict(state)
         moved = noised_gradient(other, torch.cat([onehot(10), patient])) - many
         assert moved.norm() <= P.clip_norm * (1 + 1e-3)
@@ -58,7 +62,7 @@ def test_one_patient_moves_the_sum_by_the_clip_norm_at_most():
 
 
 def test_the_noise_has_the_stated_size_and_is_added_to_empty_batches_too():
-    draws = torch.cat([noised_gradient(CriticTrainer(WIDTH, P, 3.0), torch.zeros((0, WIDTH))) for _ in range(20)])
+    draws = torch.cat([noised_gradient(trainer_of(3.0), torch.zeros((0, WIDTH))) for _ in range(20)])
     assert abs(draws.std() / (3.0 * P.clip_norm) - 1) < 0.05 and abs(draws.mean()) < 0.1
 
 
@@ -67,7 +71,7 @@ def test_no_seed_reaches_the_noise():
     for _ in range(2):
         torch.manual_seed(0)
         np.random.seed(0)
-        draws.append(noised_gradient(CriticTrainer(WIDTH, P, 3.0), torch.zeros((0, WIDTH))))
+        draws.append(noised_gradient(trainer_of(3.0), torch.zeros((0, WIDTH))))
     assert not torch.allclose(draws[0], draws[1], atol=0.1)
 
 
@@ -81,7 +85,7 @@ def test_secret_noise_is_normal():
 
 
 def test_batches_are_poisson_samples_of_patients():
-    trainer, patients, rate = CriticTrainer(WIDTH, P, 0.0), 400, 0.1
+    trainer, patients, rate = trainer_of(0.0), 400, 0.1
     count = np.full(patients, 3)
     first = np.arange(patients) * 3
     picked = [trainer.sample(first, count, rate) for _ in range(400)]
@@ -96,7 +100,7 @@ def test_batches_are_poisson_samples_of_patients():
 
 def test_the_normaliser_is_public():
     """Doubling the patients doubles the gradient: nothing divides by the private batch size."""
-    a, b = CriticTrainer(WIDTH, P, 0.0), CriticTrainer(WIDTH, P, 0.0)
+    a, b = trainer_of(0.0), trainer_of(0.0)
     b.critic.load_state_dict(a.critic.state_dict())
     one, two = noised_gradient(a, onehot(12)), noised_gradient(b, onehot(24))
     assert torch.allclose(two, 2 * one, atol=1e-4)
@@ -105,13 +109,13 @@ def test_the_normaliser_is_public():
 def test_the_critic_learns_forwards_and_keeps_the_gradient_on_fakes():
     """Real above fake after training, with noise on; and a step on an empty batch still moves the critic by the fakes."""
     torch.manual_seed(1)
-    trainer = CriticTrainer(WIDTH, P, 0.3)
+    trainer = trainer_of(0.3)
     real, fake = onehot(12)[:6].repeat(8, 1), onehot(12)[6:].repeat(8, 1)
     for _ in range(150):
         trainer.step(real, fake)
     with torch.no_grad():
         assert (trainer.critic(real).mean() - trainer.critic(fake).mean()) > 1
-    quiet = CriticTrainer(WIDTH, P, 0.0)
+    quiet = trainer_of(0.0)
     before = quiet.critic(fake).mean().item()
     for _ in range(20):
         quiet.step(torch.zeros((0, WIDTH)), fake)

@@ -50,6 +50,9 @@ def test_unsound_plugins_are_refused_by_name(plugin, mode):
     [
         ({"plugin": "nflow", "mode": "shard"}, "plugin"),
         ({"plugin": "great", "mode": "student"}, "downloads"),
+        ({"plugin": "great", "mode": "shard"}, "downloads"),
+        ({"plugin": "image_cgan", "mode": "shard"}, "without noise"),
+        ({"plugin": "image_adsgan", "mode": "student"}, "identifiability"),
         ({"plugin": "nonsense", "mode": "student"}, "is not one of"),
         ({"plugin": "tvae"}, "mode"),
         ({"plugin": "survae", "mode": "student"}, "survival_time"),

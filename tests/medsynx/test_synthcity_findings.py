@@ -167,3 +167,65 @@ def test_strict_drawing_drops_rows_that_occur_twice():
     from synthcity.plugins.core.plugin import Plugin
 
     assert "iter_samples_df.drop_duplicates()" in source(Plugin._safe_generate)
+
+
+def test_the_networks_for_images_are_sized_by_the_labels_they_are_shown():
+    """A class that a site lacks makes another network there, and most sizes of image have none."""
+    import torch
+    from synthcity.plugins.core.models.convnet import suggest_image_generator_discriminator_arch as suggest
+
+    def weights(labels, size=32):
+        cond = torch.tensor(labels)[:, None]
+        _, critic = suggest(4, 1, size, size, cond=cond, device=torch.device("cpu"))
+        return {n: tuple(t.shape) for n, t in critic.state_dict().items()}
+
+    assert weights([0, 1, 2]) != weights([0, 1, 1])
+    with pytest.raises(ValueError, match="Unsupported"):
+        weights([0, 1], 28)
+
+
+def test_image_plugins_label_images_by_a_classifier_of_real_images():
+    from synthcity.plugins.images.plugin_image_adsgan import ImageAdsGANPlugin
+    from synthcity.plugins.images.plugin_image_cgan import ImageCGANPlugin
+
+    for plugin in (ImageCGANPlugin, ImageAdsGANPlugin):
+        assert "self.label_generator.fit(X.unpack())" in source(plugin._fit)
+        assert "sampled_labels = self.label_generator.predict(sampled_images)" in source(plugin._generate)
+    assert 'generator_extra_penalties=["identifiability_penalty"]' in source(ImageAdsGANPlugin._fit)
+
+
+def test_the_image_critic_is_trained_backwards_under_dp():
+    """As dpgan's: real images come to score higher without DP, and lower with it. No plugin switches it on."""
+    import torch
+    from synthcity.plugins.core.models.image_gan import ImageGAN
+
+    class Critic(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.of = torch.nn.Linear(16, 1)
+            self.enable_hooks = self.disable_hooks = lambda: None  # Opacus' switches
+
+        def forward(self, images, cond=None):
+            return self.of(images.flatten(1))
+
+    class Maker(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, noise, cond=None):
+            return self.scale * noise.reshape(-1, 1, 4, 4)
+
+    change = {}
+    for private in (False, True):
+        gan = ImageGAN(
+            Maker(), Critic(), n_units_latent=16, n_channels=1, clipping_value=0, lambda_gradient_penalty=0,
+            batch_size=50, device=torch.device("cpu"), dp_enabled=private,
+        )  # fmt: skip
+        gan.discriminator_optimizer = torch.optim.SGD(gan.discriminator.parameters(), 1e-2)
+        real = torch.randn(50, 1, 4, 4) * 0.1 + 3
+        before = float(gan.discriminator(real).mean())
+        for _ in range(20):
+            gan._train_epoch_discriminator(real, gan.fake_labels_generator, gan.true_labels_generator)
+        change[private] = float(gan.discriminator(real).mean()) - before
+    assert change[False] > 0 > change[True], change

@@ -80,7 +80,7 @@ def test_each_site_paid_and_wrote_down_what_left(outcome, desk):
 
     site = desk / "out" / "sites" / "site-01"
     assert 3.9 < Ledger(site / "ledger.sqlite").spent("table", 1e-5) <= 4.0
-    left = Audit(site / "audit.sqlite").chain.entries()
+    left = [e for e in Audit(site / "audit.sqlite").chain.entries() if e["kind"] == "released"]
     assert [e["arrays"]["sum"]["bytes"] for e in left] == [5 * 2 * (4 * 64 + 1), 5 * (4 + 2 * 16)]
 
 
@@ -223,3 +223,35 @@ def test_a_run_goes_on_where_it_stopped(desk, tmp_path):
         stop.pop(0)
     assert asked == ["means", "covariances", "evaluate: hold-out"] and outcome.private
     assert outcome.figures["tstr_auc"]["value"] > 0.8
+
+
+def test_a_folder_of_pictures_a_class_is_a_site(tmp_path):
+    """Sizes and formats may differ; what is no picture, or in no class's folder, is left out and counted."""
+    from PIL import Image
+
+    for site in ("a", "b"):
+        pixels, label = stripes(40, ord(site), size=24)
+        for k, (one, code) in enumerate(zip(pixels, label, strict=True)):
+            folder = tmp_path / site / RAW_IMAGE_STUDY["image"]["classes"][code] / f"batch{k % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            picture = Image.fromarray(one).convert("RGB") if k % 3 == 0 else Image.fromarray(one).resize((30, 30))
+            picture.save(folder / f"{k}.{'png' if k % 2 else 'jpg'}", quality=95)
+    (tmp_path / "a" / "flat" / "Thumbs.db").write_bytes(b"no picture")
+    (tmp_path / "a" / "other").mkdir()
+    (tmp_path / "a" / "other" / "x.png").write_bytes((tmp_path / "b" / "flat").rglob("*.jpg").__next__().read_bytes())
+    study = parse_study(RAW_IMAGE_STUDY)
+    result = simulate(study, [tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    assert result["patients"] == 80 and result["private"]
+    assert [w for w in result["warnings"] if "left out" in w] == [
+        "site-01: 1 images left out: label outside the study",
+        "site-01: 1 images left out: cannot be decoded",
+    ]
+    several = parse_study(
+        {
+            **RAW_IMAGE_STUDY,
+            "privacy": {"epsilon": 4, "delta": 1e-5, "max_records_per_patient": 2, "records": "averaged"},
+        }
+    )
+    with pytest.raises(MedsynxError) as caught:
+        simulate(several, [tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    assert caught.value.code == "column-missing"

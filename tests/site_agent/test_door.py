@@ -47,7 +47,8 @@ def test_an_approved_step_leaves_noised_charged_and_audited(site, study):
     door = Door(site)
     (reserve, settle) = door.ledger.chain.entries()
     assert (reserve["kind"], settle["kind"]) == ("reserve", "settle")
-    (record,) = door.audit.chain.entries()
+    approved, record = door.audit.chain.entries()
+    assert (approved["kind"], record["kind"]) == ("study-approved", "released")
     assert record["arrays"]["sum"] == door_module.describe(sent), "the audit log holds the hash of exactly what left"
 
 
@@ -160,7 +161,7 @@ def test_a_failure_after_the_reservation_still_counts(site, study, monkeypatch):
     assert ask(site, study).refusal == "site-failed"
     door = Door(site)
     assert door.ledger.spent("table", 1e-5) > 0.5
-    assert [e["kind"] for e in door.audit.chain.entries()] == [], "nothing left"
+    assert [e["kind"] for e in door.audit.chain.entries()] == ["study-approved"], "nothing left"
 
 
 def test_a_data_problem_leaves_as_site_failed_only(tmp_path, study):
@@ -200,8 +201,10 @@ def test_cargo_is_made_by_the_door_alone():
 
 
 def test_nothing_else_in_the_site_agent_opens_an_outbound_channel():
-    """Only the executor speaks, to its own SuperNode on loopback."""
+    """The executor speaks, to its own SuperNode on loopback, and so does membership, which knows no record and is known to nothing that does."""
     outbound = {"socket", "httpx", "requests", "urllib", "http", "smtplib", "ftplib", "aiohttp", "grpc"}
+    membership = {"line", "enrolment", "preflight", "membership_cli", "run"}
+    knowing = {"door", "service", "datasets", "ingest", "images", "ledger", "vault", "secure_sum", "client_app", "deid"}
     for path in Path(site_agent.__file__).parent.glob("**/*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = (
@@ -212,13 +215,18 @@ def test_nothing_else_in_the_site_agent_opens_an_outbound_channel():
                 else []
             )
             for name in names:
-                assert name.split(".")[0] not in outbound, f"{path.name} imports {name}"
+                assert name.split(".")[0] not in outbound or path.stem in membership, f"{path.name} imports {name}"
+                room, _, part = name.partition(".")
+                if room == "site_agent" and path.stem in membership - {"membership_cli"}:
+                    assert part.split(".")[0] not in knowing, f"{path.name} imports {name}"
+                if room == "site_agent" and path.stem not in membership | {"cli"}:
+                    assert part.split(".")[0] not in membership, f"{path.name} imports {name}"
                 assert not name.startswith("flwr.supercore.runtime") or path.name == "executor.py"
 
 
 def test_a_key_others_can_read_stops_the_site(site, study):
     (site.path / "site.key").chmod(0o644)
-    assert ask(site, study).refusal == "policy-refused"
+    assert refusal(site.key) == "key-exposed" and ask(site, study).refusal == "site-failed"
 
 
 def test_plan_is_an_upper_bound_the_door_recomputes(site, study):

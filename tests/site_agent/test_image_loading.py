@@ -129,6 +129,42 @@ def test_strange_labels_are_left_out_and_counted_or_refused():
     refusal(lambda: prepare_images(raw, study_of(), KEY), "table-empty")
 
 
+def test_one_image_a_class_and_a_class_that_is_not_there():
+    """Neither is an error, and neither changes the codes of the others."""
+    study = study_of({"classes": ["flat", "upright", "steep"]})
+    raw = {"images": stripes(2, 1)[0], "labels": np.array(["upright", "flat"])}
+    assert sorted(prepare_images(raw, study, KEY).parts["all"].codes.ravel()) == [0, 1]
+    raw = {"images": stripes(9, 1)[0], "labels": np.full(9, "steep")}
+    assert prepare_images(raw, study, KEY).parts["all"].codes.ravel().tolist() == [2] * 9
+
+
+def test_volumes_become_sections_of_one_patient_where_a_study_says_how_many():
+    volumes = np.arange(30 * 9, dtype=np.uint8).reshape(30, 9, 1, 1) % 251 * np.ones((1, 1, 12, 12), np.uint8)
+    raw = {"images": volumes, "labels": np.arange(30) % 2, "patients": np.arange(30)}
+    study = study_of({"slices": 3}, max_records_per_patient=5, records="averaged")
+    found = prepare_images(raw, study, KEY).parts["all"]
+    assert found.count == 30 and len(found.images) == 90
+    seen = sorted(np.round(found.images[:, 0, 0, 0] * 255).astype(int).tolist())
+    assert seen == sorted(volumes[:, [1, 4, 7], 0, 0].ravel().tolist())
+    assert prepare_images(raw, study_of({"slices": 1}), KEY).parts["all"].count == 30
+    refusal(lambda: prepare_images(raw, study_of(), KEY), "images-unreadable")
+    refusal(lambda: prepare_images({n: raw[n] for n in ("images", "labels")}, study, KEY), "column-missing")
+    with pytest.raises(MedsynxError) as caught:
+        study_of({"slices": 3})
+    assert "image.slices" in caught.value.details[0]
+
+
+def test_percentiles_scale_each_image_by_itself():
+    raw = raw_of(40)
+    study = study_of({"percentiles": [1, 99]})
+    whole = prepare_images(raw, study, KEY)
+    raw["images"] = raw["images"].astype(np.float32) * np.linspace(1, 900, 40, dtype=np.float32)[:, None, None]
+    assert whole.report.clipped == {}
+    turned = prepare_images(raw, study, KEY).parts["all"]
+    for a in whole.parts["all"].images:
+        assert np.abs(turned.images - a).max(axis=(1, 2, 3)).min() < 1e-5
+
+
 def test_patients_are_capped_the_same_way_every_time():
     raw = raw_of(60, patients=np.arange(60) // 6)
     one, two = (prepare_images(raw, study_of(), KEY) for _ in range(2))

@@ -267,7 +267,7 @@ def test_a_site_without_a_roster_or_with_an_open_key_takes_no_part(tmp_path):
     assert SiteService.open(alone.path).answer(advert).refusal == "roster-mismatch"
     sites = masking_sites(tmp_path, SHORT, NAMES)
     (sites["east"].path / "identity.pem").chmod(0o644)
-    assert SiteService.open(sites["east"].path).answer(advert).refusal == "policy-refused"
+    assert SiteService.open(sites["east"].path).answer(advert).refusal == "site-failed"
 
 
 def test_a_coordinator_that_forges_a_site_is_refused_by_all(tmp_path):

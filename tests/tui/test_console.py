@@ -249,7 +249,7 @@ async def test_against_the_real_server(tmp_path):
     import uvicorn
     from sqlmodel import Session
 
-    from onehost.processes import free_port
+    from medsynx.processes import free_port
     from server.app import create_app
     from server.folder import ServerFolder
     from server.users import service

@@ -35,9 +35,15 @@ UNSOUND = {
     "privbayes": "it divides the noise of a count by the number of patients, so that the noise all but vanishes",
     "aim": "it runs on the real rows again, at full epsilon, each time rows are drawn",
 }
-#: Plugins that cannot be used, and why.
+_IMAGES = (
+    "it makes images, for which there is the family image-dp-gan: its networks take 32, 64 or 128 pixels and as many classes as the labels they are "
+    "shown, and the labels of what it makes come from a classifier fitted to real images without noise"
+)
+#: Plugins that cannot be used, in either mode, and why.
 UNAVAILABLE = {
     "goggle": "it needs the package dgl, which is not installed",
     "great": "it downloads a language model, and a run fetches nothing from the internet",
     "radialgan": "it needs a column that names domains, which no dictionary has",
+    "image_cgan": _IMAGES,
+    "image_adsgan": _IMAGES + "; its identifiability penalty shows real images to the generator",
 }

@@ -17,6 +17,14 @@ class _Parameters(BaseModel):
 
 class _Mode(BaseModel):
     mode: Literal["shard", "student"]
+    plugin: str
+
+    @field_validator("plugin")
+    @classmethod
+    def _usable(cls, plugin: str) -> str:
+        if plugin in UNAVAILABLE:
+            raise ValueError(f"{plugin} cannot be used: {UNAVAILABLE[plugin]}; see docs/synthcity.md")
+        return plugin
 
 
 class Shard(_Parameters):
@@ -77,8 +85,6 @@ class Student(_Parameters):
     @field_validator("plugin")
     @classmethod
     def _known(cls, plugin: str) -> str:
-        if plugin in UNAVAILABLE:
-            raise ValueError(f"{plugin} cannot be used: {UNAVAILABLE[plugin]}; see docs/synthcity.md")
         if plugin not in STUDENTS:
             raise ValueError(f"{plugin!r} is not one of {', '.join(STUDENTS)}")
         return plugin

@@ -18,7 +18,9 @@ from pathlib import Path
 from types import TracebackType
 
 PR_SET_PDEATHSIG = 1
-RESTART_SECONDS = 5.0  #: pause before a restart: Flower refuses a SuperNode that still counts as online
+#: Pause before a restart, doubled with each short life in a row up to the longest: Flower refuses a SuperNode that still counts as online, for up to
+#: a minute, and a wrong key or a closed port is not to be hammered at.
+RESTART_SECONDS, LONGEST_SECONDS, STEADY_SECONDS = 5.0, 20.0, 60.0
 TERM_SECONDS = 4.0
 
 
@@ -39,8 +41,15 @@ class Service:
     env: dict[str, str]
     restart: bool
     process: subprocess.Popen[bytes]
+    started: float = field(default_factory=time.monotonic)
     died: float | None = None
     restarts: int = 0
+    short: int = 0  #: short lives in a row
+
+    @property
+    def pause(self) -> float:
+        """Seconds from its end to its restart."""
+        return float(min(RESTART_SECONDS * 2 ** min(self.short, 8), LONGEST_SECONDS))
 
 
 @dataclass
@@ -74,11 +83,14 @@ class Supervisor:
         for service in self.services.values():
             if not service.restart or service.process.poll() is None:
                 continue
+            now = time.monotonic()
             if service.died is None:
-                service.died = time.monotonic()
-            elif time.monotonic() - service.died >= RESTART_SECONDS:
+                service.died = now
+                service.short = 0 if now - service.started >= STEADY_SECONDS else service.short
+            elif now - service.died >= service.pause:
                 service.process = _spawn(service.command, service.log, service.env)
-                service.died, service.restarts = None, service.restarts + 1
+                service.started, service.died = now, None
+                service.restarts, service.short = service.restarts + 1, service.short + 1
 
     def ended(self) -> list[str]:
         """Names of processes that ended and are not restarted."""

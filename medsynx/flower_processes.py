@@ -1,0 +1,22 @@
+"""What every Flower process of ours is started with."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from pathlib import Path
+
+SITE = "MEDSYNX_SITE"  #: environment variable with the site's folder, for its executor
+QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_LOG_LEVEL": "INFO"}
+
+
+def flower_env(home: Path, **more: str) -> dict[str, str]:
+    """Environment of a Flower process with ``home`` as FLWR_HOME. Its tools start each other by name, so this environment's scripts come first."""
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = f"{script('')}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return {**QUIET, "FLWR_HOME": str(home), "PATH": path, **more}
+
+
+def script(name: str) -> str:
+    """Path of a console script of this environment."""
+    return os.path.join(sysconfig.get_path("scripts"), name)

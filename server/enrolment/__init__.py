@@ -1,0 +1,1 @@
+"""How hospitals join: invitations, and the sites that took them up."""
