@@ -40,7 +40,7 @@ def demo(
         bool, typer.Option("--keep", help="Leave the server up afterwards and say how to sign in.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
-    patients: Annotated[int, typer.Option(hidden=True, help="How many people the radiographs are of.")] = 900,
+    patients: Annotated[int, typer.Option(hidden=True, help="How many people the radiographs are of.")] = 850,
 ) -> None:
     """Four hospitals as processes on this machine, the real Flower runtime over TLS, the server, a download.
 

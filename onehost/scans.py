@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 SHAPES = ((112, 96), (120, 104), (104, 104), (128, 112))  #: rows, columns; all images of a patient have the same
-SEVERAL_IMAGES, MONOCHROME1, BURNED_IN = 0.15, 0.2, 0.08  #: shares of patients
+SEVERAL_IMAGES, MONOCHROME1, BURNED_IN = 0.08, 0.2, 0.08  #: shares of patients
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 
 

@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from PIL import Image
 from medsynx.bundle import read_bundle
 from onehost.phantoms import BRIGHTEST, DARKEST, FINDINGS, PEAK, chest
 from onehost.scans import identifiers, make_patients, write_archive
+from tests.medsynx.test_image_files import errors
 from tests.onehost.test_demo import left_over
 
 
@@ -22,11 +26,11 @@ from tests.onehost.test_demo import left_over
 @pytest.mark.timeout(600)
 def test_four_hospitals_of_radiographs_to_dicom(tmp_path):
     folder = tmp_path / "demo"
-    command = ["demo", "--images", "--patients", "240", "--dir", str(folder), "--json"]
+    command = ["demo", "--images", "--patients", "200", "--dir", str(folder), "--json"]
     done = subprocess.run([sys.executable, "-m", "medsynx", *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert summary["sites"] == ["hillview", "lakeside", "northgate", "riverside"] and summary["patients"] == 240
+    assert summary["sites"] == ["hillview", "lakeside", "northgate", "riverside"] and summary["patients"] == 200
     assert summary["epsilon"] <= 3.0 < summary["epsilon_coordinator"] < 6
     intake = summary["deidentified"]
     sources = list((folder / "archives").glob("*/radiographs/*/*.dcm"))
@@ -48,16 +52,42 @@ def test_four_hospitals_of_radiographs_to_dicom(tmp_path):
         held.extractall(tmp_path / "out")
     for ds in read.values():
         assert ds[0x0008, 0x001C].value == "YES" and ds.pixel_array.shape == (28, 28)
-        assert "against researchers" in ds.ImageComments or "researchers" in ds.ImageComments
+        assert "epsilon 3" in ds.ImageComments and summary["generator_id"] in ds.ImageComments + str(ds)
     assert errors(tmp_path / "out" / next(iter(read))) == []
     assert left_over(folder) == ""
 
 
-def errors(file):
-    done = subprocess.run([Path(sys.executable).parent / "dciodvfy", "-new", str(file)], capture_output=True)
-    lines = (done.stdout + done.stderr).decode("latin-1").splitlines()
-    assert any("SCImage" in line for line in lines), lines
-    return [line for line in lines if line.startswith("Error")]
+@pytest.mark.federation
+@pytest.mark.timeout(400)
+def test_ctrl_c_while_hospitals_deidentify(tmp_path):
+    """Their commands end, and the processes that those started."""
+    folder = tmp_path / "demo"
+    command = [sys.executable, "-m", "medsynx", "demo", "--images", "--patients", "200", "--dir", str(folder), "--json"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as demo:
+        until = time.monotonic() + 200
+        while not any(folder.glob("sites/*/vault/objects/*/*.dcm")) and time.monotonic() < until:
+            time.sleep(0.1)
+        started = descendants(demo.pid)
+        assert len(started) >= 4, "commands and their workers"
+        os.kill(demo.pid, signal.SIGINT)
+        assert demo.wait(30) == 130
+    assert not started & set(descendants(1) | descendants(os.getpid())) and left_over(folder) == ""
+
+
+def descendants(pid):
+    """Process ids below a process that still run."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,stat="], capture_output=True, text=True).stdout
+    rows = [line.split() for line in listed.splitlines()]
+    children = {}
+    for child, parent, state in rows:
+        if state[0] != "Z":
+            children.setdefault(int(parent), []).append(int(child))
+    found, waiting = set(), [pid]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found.update(below)
+        waiting += below
+    return found
 
 
 def test_archives_hold_what_they_say(tmp_path):
