@@ -60,7 +60,8 @@ class Layout:
         label, unit = patients.codes[:, 0], UNIT // np.bincount(patients.patient)[patients.patient]
 
         def said(images: NDArray[np.float32], _: NDArray[np.int64]) -> NDArray[np.float64]:
-            return self.scattering(images).astype(np.float64) @ weights.T + bias
+            # Row by row: a product of matrices rounds by where a row stands, and weights from outside may make much of a last bit.
+            return (self.scattering(images).astype(np.float64)[:, None] * weights).sum(axis=2) + bias
 
         logits = in_batches(
             said, patients.images, label

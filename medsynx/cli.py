@@ -18,11 +18,14 @@ from medsynx.errors import MedsynxError
 ROOMS = {
     "site": ("site_agent.cli:app", "Hospital: set up a site, approve studies, watch the budget, run the agent."),
     "deid": ("site_agent.deid.cli:app", "Hospital: de-identify DICOM, NIfTI, pictures and tables into a folder."),
+    "coordinator": ("strategies.cli:app", "Coordinator: serve the federation, start, follow and stop runs."),
     "server": ("server.cli:app", "Server: set up and serve the REST API."),
     "tui": ("tui.cli:app", "Coordinator: the console in a terminal."),
     "demo": ("onehost.demo_cli:app", "Four hospitals on this machine, from a table or radiographs to a download."),
     "simulate": ("onehost.cli:simulate_app", "Run a study over tables in one process."),
 }
+#: room -> its commands that live in another room
+GUESTS = {"site": {"rehearse": "onehost.cli:rehearse_app"}}
 
 
 class _Rooms(TyperGroup):
@@ -34,18 +37,27 @@ class _Rooms(TyperGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in ROOMS:
             return super().get_command(ctx, cmd_name)
-        module, _, attribute = ROOMS[cmd_name][0].partition(":")
         try:
-            command = typer.main.get_command(getattr(import_module(module), attribute))
+            command = _load(ROOMS[cmd_name][0], cmd_name)
+            for name, where in GUESTS.get(cmd_name, {}).items():
+                assert isinstance(command, click.Group)
+                command.add_command(_load(where, name))
         except ModuleNotFoundError as missing:
             raise MedsynxError("install-incomplete", f"`medsynx {cmd_name}` needs the package {missing.name}") from None
-        command.name = cmd_name
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(n, c.get_short_help_str(80)) for n, c in self.commands.items()]
         with formatter.section("Commands"):
             formatter.write_dl(rows + [(name, text) for name, (_, text) in ROOMS.items()])
+
+
+def _load(where: str, name: str) -> click.Command:
+    """The command of a typer app given as ``module:attribute``."""
+    module, _, attribute = where.partition(":")
+    command = typer.main.get_command(getattr(import_module(module), attribute))
+    command.name = name
+    return command
 
 
 app = typer.Typer(

@@ -42,11 +42,18 @@ CODES: dict[str, tuple[int, str]] = {
     "budget-exceeded": (32, "Lower the study's epsilon, or ask the privacy officer for a larger lifetime budget."),
     "step-not-planned": (33, "The run asks for something the approved plan does not contain; report it to the site."),
     "step-replayed": (34, "A step of a run is answered once; start a new run."),
-    "ledger-broken": (35, "Stop. The ledger's hash chain does not verify: restore it from a back-up and ask why."),
+    "ledger-broken": (
+        35,
+        "Stop and ask why. Put the newest back-up of the file in its place, then run `medsynx site acknowledge`.",
+    ),
     "cargo-malformed": (36, "The contribution does not have the planned size or bounds; report it to MedSynX."),
     "budget-impossible": (
         37,
         "No noise meets this epsilon and delta; raise epsilon or delta, or lower the number of steps.",
+    ),
+    "patients-shared": (
+        38,
+        "Take `apart` out of site.yaml: these data sets spend one budget. Or register files that share no patient.",
     ),
     # federation (40-49)
     "quorum-lost": (40, "Bring the missing sites back online, or lower `rounds.quorum` in a new study."),
@@ -102,6 +109,21 @@ CODES: dict[str, tuple[int, str]] = {
     "source-invalid": (87, "Give an existing source and a destination outside of it."),
     "report-invalid": (88, "Do not use this data set: ingest it again."),
     "dataset-unknown": (89, "Run `medsynx site datasets` for the names."),
+    # answers a coordinator leaves out (100-104), and its own service (105-119)
+    "reply-not-finite": (100, "A site's model holds numbers that are not finite and was left out; look at its log."),
+    "reply-too-large": (
+        101,
+        "A site's answer is larger than clipping and noise can make it and was left out; ask the site what it runs.",
+    ),
+    "reply-replayed": (102, "A site's answer belongs to another request and was left out; ask the site what it runs."),
+    "run-stopped": (105, "Start a new run; what the sites reserved for this one stays spent."),
+    "run-exists": (
+        106,
+        "Choose another name; a run that died goes on by itself while `medsynx coordinator serve` runs.",
+    ),
+    "coordinator-failed": (107, "Look at the logs in the coordinator's folder."),
+    "coordinator-down": (108, "Run `medsynx coordinator serve --dir DIR` and keep it running."),
+    "coordinator-busy": (109, "Use the service that runs, or stop it first."),
     # joining (200-209)
     "invite-invalid": (200, "Check the token file, or ask the coordinator for a new token for this site's name."),
     "invite-expired": (201, "Ask the coordinator for a new token (`medsynx server invite create`)."),

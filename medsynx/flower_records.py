@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medsynx.errors import CODES
 from medsynx.generators.base import Arrays, State
 from medsynx.wire import Reply, Request
 
@@ -43,7 +44,8 @@ def request_from_records(records: RecordDict) -> Request:
 
 def reply_to_records(reply: Reply) -> RecordDict:
     """A reply as records."""
-    return _records({"refusal": reply.refusal, "private": reply.private, "message": reply.message}, reply.arrays)
+    body = {"refusal": reply.refusal, "private": reply.private, "message": reply.message, "answers": reply.answers}
+    return _records(body, reply.arrays)
 
 
 def reply_from_records(records: RecordDict) -> Reply:
@@ -51,7 +53,10 @@ def reply_from_records(records: RecordDict) -> Reply:
     body, arrays = _plain(records)
     refusal = body.get("refusal")
     message = dict(body.get("message", {}))
-    return Reply(arrays, None if refusal is None else str(refusal)[:64], body.get("private") is True, message)
+    known = (
+        refusal if refusal is None or refusal in CODES else "reply-invalid"
+    )  # what is recorded is a code of ours, never a site's words
+    return Reply(arrays, known, body.get("private") is True, message, str(body.get("answers", "")))
 
 
 def _records(body: dict[str, Any], arrays: Arrays) -> RecordDict:

@@ -52,6 +52,7 @@ class Step:
         sensitivity: for ``secure-sum``.
         sampling: for ``model-update``, and for a ``secure-sum`` over a Poisson sample of the patients (one iteration).
         limit: for ``secure-sum``: largest absolute value an honest site can send before noise, in cargo units (public).
+        reach: for ``model-update``: how far an honest site can move a weight from where the step began (public); None: not known.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Step:
     sensitivity: Sensitivity | None = None
     sampling: Sampling | None = None
     limit: int = 2**30
+    reach: float | None = None
 
     @property
     def bytes(self) -> int:

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 
 PR_SET_PDEATHSIG = 1
-#: Pause before a restart, doubled with each short life in a row up to the longest: Flower refuses a SuperNode that still counts as online, for up to
-#: a minute, and a wrong key or a closed port is not to be hammered at.
+#: Pause before a restart, doubled with each short life in a row up to the longest: Flower refuses a SuperNode that still counts as online, for
+#: up to 60 seconds, and a wrong key or a closed port is not to be hammered at.
 RESTART_SECONDS, LONGEST_SECONDS, STEADY_SECONDS = 5.0, 20.0, 60.0
 TERM_SECONDS = 4.0
 
@@ -45,11 +45,20 @@ class Service:
     died: float | None = None
     restarts: int = 0
     short: int = 0  #: short lives in a row
+    first_pause: float | None = None
+    give_up: int | None = None
 
     @property
     def pause(self) -> float:
         """Seconds from its end to its restart."""
-        return float(min(RESTART_SECONDS * 2 ** min(self.short, 8), LONGEST_SECONDS))
+        first = RESTART_SECONDS if self.first_pause is None else self.first_pause
+        return float(min(first * 2 ** min(self.short, 8), LONGEST_SECONDS))
+
+    @property
+    def gone(self) -> bool:
+        """Whether it ended for good."""
+        lives = self.restart and (self.give_up is None or self.short < self.give_up)
+        return not lives and self.process.poll() is not None
 
 
 @dataclass
@@ -67,21 +76,32 @@ class Supervisor:
         self.stop()
 
     def start(
-        self, name: str, command: list[str], log: Path, env: dict[str, str] | None = None, *, restart: bool = False
+        self,
+        name: str,
+        command: list[str],
+        log: Path,
+        env: dict[str, str] | None = None,
+        *,
+        restart: bool = False,
+        pause: float | None = None,
+        give_up: int | None = None,
     ) -> None:
         """Start a process; its output goes to ``log``.
 
         Args:
             env: added to this process's environment.
             restart: start it again when it ends (noticed by :meth:`tend`).
+            pause: seconds before the first restart, :data:`RESTART_SECONDS` when omitted.
+            give_up: after so many short lives in a row it stays down; never when omitted.
         """
         full = {**os.environ, **(env or {})}
-        self.services[name] = Service(name, command, log, full, restart, _spawn(command, log, full))
+        process = _spawn(command, log, full)
+        self.services[name] = Service(name, command, log, full, restart, process, first_pause=pause, give_up=give_up)
 
     def tend(self) -> None:
         """Restart what ended and is to be restarted; to be called now and then."""
         for service in self.services.values():
-            if not service.restart or service.process.poll() is None:
+            if not service.restart or service.gone or service.process.poll() is None:
                 continue
             now = time.monotonic()
             if service.died is None:
@@ -93,8 +113,8 @@ class Supervisor:
                 service.restarts, service.short = service.restarts + 1, service.short + 1
 
     def ended(self) -> list[str]:
-        """Names of processes that ended and are not restarted."""
-        return [n for n, s in self.services.items() if not s.restart and s.process.poll() is not None]
+        """Names of processes that ended and are not restarted, or no more."""
+        return [n for n, s in self.services.items() if s.gone]
 
     def pids(self) -> dict[str, int]:
         """Process id of each running service."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from medsynx.keys import write_secret
+from strategies.runtime import Tls
 
 DAYS = 30
-
-
-@dataclass(frozen=True)
-class Tls:
-    """PEM files of one machine."""
-
-    ca: Path
-    cert: Path
-    key: Path
 
 
 def make_tls(folder: Path) -> Tls:

@@ -1,4 +1,4 @@
-"""``medsynx simulate``."""
+"""``medsynx simulate`` and ``medsynx rehearse``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from strategies.rounds import Progress
 
 #: title of a line of results -> its figures
@@ -21,6 +23,7 @@ SHOWN = {
     "Frechet distance": ("frechet",),
 }
 simulate_app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
+rehearse_app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @simulate_app.command()
@@ -55,36 +58,42 @@ def simulate(
 
     Vectors are added in the open here: that stands in for a secure sum and hides nothing from whoever runs it.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
-
     from medsynx.study import load_study
     from onehost.simulate import simulate as run
 
-    console = Console(stderr=True)
     manifest = load_study(study)
     if parameters is not None:
         manifest = manifest.with_family(family or manifest.family.name, _object(parameters))
     elif family and family != manifest.family.name:
         manifest = manifest.with_family(family)
+    with _bar("reading tables", as_json) as watch:
+        result = run(manifest, site, out, holdout=holdout, seed=seed, strict=strict, watch=watch)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        _show(result)
+
+
+@contextlib.contextmanager
+def _bar(first: str, quiet: bool) -> Iterator[Callable[[Progress], None]]:
+    """A bar of a run's progress, gone afterwards; gives the run's watcher."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
         TimeElapsedColumn(),
     )
-    with Bar(*columns, console=console, transient=True, disable=as_json) as bar:
-        task = bar.add_task("reading tables", total=1)
+    with Bar(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
+        task = bar.add_task(first, total=1)
 
         def watch(progress: Progress) -> None:
             bar.update(task, description=progress.step, completed=progress.round, total=progress.rounds)
 
-        result = run(manifest, site, out, holdout=holdout, seed=seed, strict=strict, watch=watch)
-    if as_json:
-        typer.echo(json.dumps(result))
-    else:
-        _show(result)
+        yield watch
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -137,3 +146,65 @@ def number(figures: dict[str, Any], name: str) -> str:
         return "-"
     floor = f" beyond a floor of {figure['floor']:.3f}" if "noisy" in figure else ""
     return f"{value:.3f}{floor}" + ("" if figure.get("reliable", True) else " (?)")
+
+
+@rehearse_app.command()
+def rehearse(
+    study: Annotated[Path, typer.Argument(help="Study manifest.")],
+    dir: Annotated[
+        Path | None, typer.Option("--dir", help="The site's folder: its policy, ledger and data are checked too.")
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="A data set of site.yaml.")] = "table",
+    patients: Annotated[
+        int | None, typer.Option(min=10, help="Fake patients; as many as the data set has when omitted, or 1,000.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Play a study on fake data made from its dictionary: time, memory, bytes, epsilon; and look through the real data. Sends and charges nothing.
+
+    The exit status is that of the first problem; 0 says that the study can be approved here.
+    """
+    from medsynx.draft import refuse_marks
+    from medsynx.study import load_study
+    from onehost.rehearse import rehearse as play
+    from site_agent.policy import SiteFolder
+
+    manifest = load_study(study)
+    refuse_marks(study)
+    with _bar("reading the data", as_json) as watch:
+        found = play(manifest, SiteFolder(dir) if dir else None, dataset, patients=patients, watch=watch)
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        _show_rehearsal(found)
+    raise typer.Exit(found["exit_status"])
+
+
+def _show_rehearsal(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from site_agent.quality import lines
+
+    console = Console(highlight=False)
+    table = Table(title=f"{found['study']} ({found['family']}), rehearsed", show_header=False)
+    if "steps" in found:
+        longest = max(found["steps"], key=lambda s: s["seconds"])
+        table.add_row("fake patients, steps", f"{found['patients']:,}, {len(found['steps'])}")
+        table.add_row("seconds here, whole run", f"{found['site_seconds']}, {found['total_seconds']}")
+        late = "; the study waits no longer than" if longest["seconds"] > found["deadline_seconds"] else "of"
+        table.add_row(
+            "longest step", f"{longest['step']}: {longest['seconds']:.2f} s {late} {found['deadline_seconds']:g} s"
+        )
+        table.add_row("peak memory", f"{found['peak_mib']:,} MiB, the coordinator's part included")
+        table.add_row("bytes out", f"{found['bytes_out']:,} of {found['planned_bytes']:,} planned")
+    if spent := found.get("epsilon"):
+        figures = f"{spent['spent']:.3g} -> {spent['after']:.3g} of {spent['limit']:g}"
+        table.add_row("epsilon of this site's patients", figures)
+    console.print(table)
+    if found["data"]:
+        console.print("\n".join(lines(found["data"])))
+    for problem in found["problems"]:
+        console.print(f"[red]{problem['message']}[/] [{problem['code']}]\n  try: {problem['hint']}", soft_wrap=True)
+    if not found["problems"]:
+        console.print("[green]nothing stands in the way; nothing was sent or charged")

@@ -27,12 +27,12 @@ from medsynx.generators import families_of
 from medsynx.keys import write_secret
 from medsynx.processes import Supervisor, free_port
 from medsynx.study import Study, parse_study
-from onehost.certificates import Tls
-from onehost.federation import LocalFederation, answers
+from onehost.federation import LocalFederation
 from onehost.hospitals import deal_flchain, introduce
 from onehost.researcher import Client
 from site_agent.policy import Dataset, Limits, SiteFolder, SitePolicy
 from strategies.coordinator import CoordinatorFolder
+from strategies.runtime import Tls, answers
 
 ADMIN, RESEARCHER = "admin@demo.example", "researcher@demo.example"
 ROWS = 1000

@@ -9,25 +9,19 @@
 from __future__ import annotations
 
 import json
-import ssl
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 from medsynx.errors import MedsynxError
-from medsynx.flower_processes import flower_env, script
 from medsynx.keys import make_node_key, make_secret
 from medsynx.processes import Supervisor, free_port
-from onehost.certificates import Tls, make_tls
+from onehost.certificates import make_tls
 from site_agent.run import executor, supernode
-from strategies.control import Control
-from strategies.server_app import COORDINATOR
-from strategies.superlink import GATE_CERT, GATE_HOST, GATE_KEY, GATE_PORT, GATE_SERVER, GATE_SERVER_CA
-
-START_SECONDS = 90.0
+from strategies.coordinator import CoordinatorFolder
+from strategies.keeper import Keeper
+from strategies.runtime import Runtime
+from strategies.service import START_SECONDS, check
 
 
 class LocalFederation:
@@ -45,16 +39,18 @@ class LocalFederation:
     def __init__(
         self, supervisor: Supervisor, folder: Path, sites: dict[str, Path], coordinator: Path, server: str | None = None
     ) -> None:
-        self.server = server
         self.supervisor, self.folder, self.sites, self.coordinator = (
             supervisor,
             folder.resolve(),
             sites,
             coordinator.resolve(),
         )
-        self.tls: Tls = make_tls(self.folder / "tls")
-        self.private_port, self.gate_port = free_port(), free_port()
-        self.control = Control(f"127.0.0.1:{self.private_port}", self.tls.ca)
+        self.tls, self.gate_port = make_tls(self.folder / "tls"), free_port()
+        gate, behind = ("127.0.0.1", self.gate_port), (server, self.tls.ca) if server else None
+        self.runtime = Runtime(supervisor, self.coordinator, self.folder, self.tls, gate, server=behind)
+        self.control, self.private_port = self.runtime.control, self.runtime.private_port
+        self.runs = CoordinatorFolder(self.coordinator)
+        self.keeper = Keeper(self.runs, self.control)
         self.nodes: dict[str, int] = {}
         self.ports: dict[str, int] = {}  # each site's SuperNode serves its executor here
 
@@ -66,12 +62,11 @@ class LocalFederation:
         """
         until = time.monotonic() + START_SECONDS
         tell("starting the SuperLink")
-        self._start_coordinator()
+        self.runtime.start()
         for name in self.sites:
             self._start_executor(name)
-        self._wait(lambda: answers(f"https://127.0.0.1:{self.private_port}/health", self.tls.ca), until, "superlink")
-        if self.server:
-            self._start_members()
+        self._wait(self.runtime.ready, until, "superlink")
+        if self.runtime.server:
             return
         tell("registering the hospitals")
         for name in self.sites:
@@ -85,63 +80,25 @@ class LocalFederation:
             lambda: self.control.online() >= set(self.nodes.values()), until, *(f"supernode {n}" for n in self.sites)
         )
 
-    def start(self, study_digest: str, run: str) -> int:
-        """Start a run; returns Flower's id of it."""
-        return self.control.start(study_digest, run)
+    def start(self, study_digest: str, run: str) -> None:
+        """Ask for a run; :meth:`check` starts it and keeps it going."""
+        self.runs.ask(self.runs.study(study_digest), run)
 
     def check(self) -> None:
-        """Restart what is to be restarted; raise ``federation-unreachable`` when something that must live has ended."""
-        self.supervisor.tend()
-        for name in self.supervisor.ended():
-            raise MedsynxError("federation-unreachable", f"{name} ended", details=self.supervisor.tail(name))
+        """To be called now and then: restart what died, tend the runs; ``federation-unreachable`` when something has ended for good."""
+        check(self.supervisor)
+        self.keeper.tend()
 
     def _wait(self, ready: Callable[[], bool], until: float, *watched: str) -> None:
         while not ready():
-            self.check()
+            check(self.supervisor)
             if time.monotonic() > until:
                 details = [line for name in watched for line in self.supervisor.tail(name)]
                 raise MedsynxError("federation-unreachable", f"{', '.join(watched)} not ready in time", details=details)
             time.sleep(0.2)
 
-    def _env(self, home: str, **more: str) -> dict[str, str]:
-        return flower_env(self.folder / "flwr" / home, **more)
-
     def _log(self, name: str) -> Path:
         return self.folder / "logs" / f"{name.replace(' ', '-')}.log"
-
-    def _start_coordinator(self) -> None:
-        secret, tls = make_secret(self.folder / "keys" / "superexec.secret"), self.tls
-        link = [sys.executable, "-m", "strategies.superlink", "--host", "127.0.0.1", "--port", str(self.private_port)]
-        link += ["--ssl-ca-certfile", str(tls.ca), "--ssl-certfile", str(tls.cert), "--ssl-keyfile", str(tls.key)]
-        link += [
-            "--enable-supernode-auth",
-            "--database",
-            str(self.folder / "superlink.sqlite"),
-            "--isolation",
-            "process",
-        ]
-        link += ["--superexec-auth-secret-file", str(secret), "--disable-runtime-dependency-installation"]
-        gate = {
-            GATE_HOST: "127.0.0.1",
-            GATE_PORT: str(self.gate_port),
-            GATE_CERT: str(tls.cert),
-            GATE_KEY: str(tls.key),
-            **({GATE_SERVER: self.server, GATE_SERVER_CA: str(tls.ca)} if self.server else {}),
-        }
-        self.supervisor.start("superlink", link, self._log("superlink"), self._env("superlink", **gate))
-        execute = [
-            script("flower-superexec"),
-            "--runtime-api-address",
-            f"127.0.0.1:{self.private_port}",
-        ]
-        execute += ["--root-certificates", str(tls.ca), "--superexec-auth-secret-file", str(secret)]
-        env = self._env("superexec", **{COORDINATOR: str(self.coordinator)})
-        self.supervisor.start("superexec", execute, self._log("superexec"), env)
-
-    def _start_members(self) -> None:
-        command = [sys.executable, "-m", "strategies.members", "--dir", str(self.coordinator)]
-        command += ["--superlink", f"127.0.0.1:{self.private_port}", "--ca", str(self.tls.ca)]
-        self.supervisor.start("members", command, self._log("members"), restart=True)
 
     def _start_executor(self, name: str) -> None:
         port, home = self.ports.setdefault(name, free_port()), self.folder / "flwr" / f"executor-{name}"
@@ -154,13 +111,3 @@ class LocalFederation:
         gate, port = f"127.0.0.1:{self.gate_port}", self.ports[name]
         command, env = supernode(gate, self.tls.ca, keys / name, port, keys / f"{name}.secret", home)
         self.supervisor.start(f"supernode {name}", command, self._log(f"supernode {name}"), env, restart=True)
-
-
-def answers(url: str, ca: Path) -> bool:
-    """Whether an HTTPS address answers 200 under this CA."""
-    context = ssl.create_default_context(cafile=str(ca))
-    try:
-        with urllib.request.urlopen(url, timeout=2, context=context) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False

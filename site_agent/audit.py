@@ -27,6 +27,10 @@ class Audit:
         body = {"kind": "message", "study": study, "run": run, "step": step, "exchange": exchange}
         self.chain.append({**body, "bytes": size, "sha256": sha256})
 
+    def again(self, study: str, run: str, step: str) -> None:
+        """The entry before of this step is about to leave a second time, byte for byte."""
+        self.chain.append({"kind": "again", "study": study, "run": run, "step": step})
+
     def refused(self, study: str, run: str, step: str, code: str) -> None:
         """A request was refused with this code. What was asked is cut to a sane length: it came from outside."""
         self.chain.append({"kind": "refused", "study": study[:64], "run": run[:64], "step": step[:64], "code": code})
@@ -45,3 +49,19 @@ class Audit:
             for e in self.chain.entries()
             if e["kind"] == "refused" and e["code"] == "study-not-approved"
         }
+
+
+def sent(entries: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
+    """The entries with which something left, and its bytes. An answer given again counts again."""
+    out: list[tuple[dict[str, Any], int]] = []
+    last: dict[tuple[str, str, str], int] = {}
+    for e in entries:
+        if e["kind"] in ("released", "message"):
+            last[_step(e)] = sum(a["bytes"] for a in e["arrays"].values()) if e["kind"] == "released" else e["bytes"]
+        if e["kind"] in ("released", "message", "again"):
+            out.append((e, last.get(_step(e), 0)))
+    return out
+
+
+def _step(entry: dict[str, Any]) -> tuple[str, str, str]:
+    return entry["study"], entry["run"], entry["step"]

@@ -1,7 +1,7 @@
 """An append-only, hash-chained table in SQLite: the ground under the ledger and the audit log.
 
 Each row's hash covers its content and the row before, so a changed, removed or reordered row breaks every later hash. Rows are on disk
-(``synchronous=FULL``) before an append returns; SQLite itself refuses UPDATE and DELETE.
+(``synchronous=FULL``), and in the witness, before an append returns; SQLite itself refuses UPDATE and DELETE. Every row carries both clocks.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from medsynx.errors import MedsynxError
+from site_agent import clock
+from site_agent.witness import Row, Witness
 
 GENESIS = "0" * 64
 SCHEMA = """
@@ -24,6 +25,7 @@ CREATE TABLE IF NOT EXISTS entry (id INTEGER PRIMARY KEY, at TEXT NOT NULL, body
 CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON entry BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON entry BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 """
+Entry = dict[str, Any]
 
 
 class Chain:
@@ -34,8 +36,9 @@ class Chain:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.witness = path, Witness(path)
         if not path.exists():
+            self.witness.create()
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
         with self._open() as db:
             db.executescript(SCHEMA)
@@ -46,43 +49,98 @@ class Chain:
         try:
             db.execute("PRAGMA synchronous=FULL")
             yield db
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:  # locked, no room, append-only: not a spoilt file
+                raise
+            raise MedsynxError("ledger-broken", f"{self.path.name} is damaged and cannot be read") from None
         finally:
             db.close()
 
-    def append(self, body: dict[str, Any], check: Callable[[list[dict[str, Any]]], None] | None = None) -> str:
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, and nobody else at the witness. Whatever goes wrong before its COMMIT, nothing is written."""
+        with self.witness.held(), self._open() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+
+    def append(self, body: Entry, check: Callable[[list[Entry]], None] | None = None) -> str:
         """Add a row; returns its hash.
 
         Args:
             body: JSON-able content.
-            check: sees every earlier body in the same transaction and may refuse by raising.
+            check: sees every earlier entry in the same transaction and may refuse by raising.
 
         Raises:
-            MedsynxError: ``ledger-broken`` when the chain does not verify, or what ``check`` raises; nothing is written then.
+            MedsynxError: ``ledger-broken`` when the chain does not verify or lacks rows of its witness, or what ``check`` raises; nothing is
+                written then.
         """
-        with self._open() as db:
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                rows = self._verified(db)
-                if check:
-                    check([json.loads(r[2]) for r in rows])
-                at, text = datetime.now(UTC).isoformat(timespec="milliseconds"), json.dumps(body, sort_keys=True)
-                previous = rows[-1][4] if rows else GENESIS
-                digest = _hash(previous, at, text)
-                db.execute(
-                    "INSERT INTO entry (at, body, previous, hash) VALUES (?, ?, ?, ?)", (at, text, previous, digest)
-                )
-                db.execute("COMMIT")
-            except BaseException:
-                db.execute("ROLLBACK")
-                raise
-        return digest
+        with self._writing() as db:
+            rows = self._verified(db)
+            lag = self.witness.lag(rows)
+            if lag is None:
+                raise self._older()
+            if check:
+                check(_entries(rows))
+            added = self._insert(db, rows, body)
+            db.execute("COMMIT")
+            self.witness.add([*rows, added][lag:])
+        return str(added[4])
 
-    def entries(self) -> list[dict[str, Any]]:
-        """Every body with its time ``at``, oldest first, after the chain was verified."""
-        with self._open() as db:
-            return [{"at": r[1], **json.loads(r[2])} for r in self._verified(db)]
+    def acknowledge(self, by: str) -> int:
+        """Go on with this chain although it is not the one the witness knows: what only the witness holds is added again, so nothing is refunded.
 
-    def _verified(self, db: sqlite3.Connection) -> list[tuple[Any, ...]]:
+        Returns:
+            How many rows were added from the witness.
+
+        Raises:
+            MedsynxError: ``ledger-broken`` when the chain itself does not verify.
+        """
+        with self._writing() as db:
+            rows, (copied, _) = self._verified(db), self.witness.rows()
+            common = 0
+            while common < min(len(rows), len(copied)) and rows[common][4] == copied[common][4]:
+                common += 1
+            lost = [json.loads(body) for _, _, body, _, _ in copied[common:]]
+            for body in lost:
+                rows.append(self._insert(db, rows, {**body, "recovered": True}))
+            note = {"kind": "acknowledged", "by": by, "recovered_rows": len(lost), "study": "", "run": "", "step": ""}
+            rows.append(self._insert(db, rows, note))
+            db.execute("COMMIT")
+            self.witness.rewrite(rows)
+        return len(lost)
+
+    def entries(self) -> list[Entry]:
+        """Every entry with its time ``at``, oldest first, after the chain was verified."""
+        with self._open() as db:
+            return _entries(self._verified(db))
+
+    def behind_witness(self) -> bool:
+        """Whether this chain is not the one the witness knows, so that every append is refused."""
+        with self.witness.held(), self._open() as db:
+            return self.witness.lag(self._verified(db)) is None
+
+    def _older(self) -> MedsynxError:
+        return MedsynxError(
+            "ledger-broken",
+            f"{self.path.name} lacks entries that were written before: it was restored, or its witness is gone",
+            hint="Put the newest copy in place if there is one, then run `medsynx site acknowledge`.",
+        )
+
+    def _insert(self, db: sqlite3.Connection, rows: list[Row], body: Entry) -> Row:
+        now = clock.read()
+        at = now.wall.isoformat(timespec="milliseconds")
+        text = json.dumps({**body, "boot": now.boot, "up": now.up}, sort_keys=True)
+        previous = rows[-1][4] if rows else GENESIS
+        row: Row = (len(rows) + 1, at, text, previous, _hash(previous, at, text))
+        db.execute("INSERT INTO entry (id, at, body, previous, hash) VALUES (?, ?, ?, ?, ?)", row)
+        return row
+
+    def _verified(self, db: sqlite3.Connection) -> list[Row]:
         rows = db.execute("SELECT id, at, body, previous, hash FROM entry ORDER BY id").fetchall()
         previous = GENESIS
         for number, (key, at, body, before, digest) in enumerate(rows, start=1):
@@ -90,6 +148,10 @@ class Chain:
                 raise MedsynxError("ledger-broken", f"{self.path.name}: entry {number} is not the one that was written")
             previous = digest
         return rows
+
+
+def _entries(rows: list[Row]) -> list[Entry]:
+    return [{**json.loads(r[2]), "at": r[1]} for r in rows]
 
 
 def _hash(previous: str, at: str, body: str) -> str:

@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 from medsynx.errors import MedsynxError
-from site_agent import approvals_cli, membership_cli, vault_cli
+from site_agent import approvals_cli, books_cli, membership_cli, vault_cli
 from site_agent.approvals_cli import By, StudyOrDigest
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command()(vault_cli.ingest)
-app.command()(approvals_cli.studies)
-app.command()(approvals_cli.refuse)
 for command in (
+    approvals_cli.studies,
+    approvals_cli.refuse,
     membership_cli.enrol,
     membership_cli.preflight,
     membership_cli.run,
@@ -24,6 +24,9 @@ for command in (
     membership_cli.roster,
     membership_cli.rotate,
     membership_cli.leave,
+    books_cli.ledger,
+    books_cli.acknowledge,
+    books_cli.backup,
 ):
     app.command()(command)
 app.add_typer(vault_cli.app, name="datasets")
@@ -41,18 +44,23 @@ def init(
         Path | None,
         typer.Option(help="A table (CSV, Parquet) or labelled images (NPZ) to register as data set `table`."),
     ] = None,
+    approver: Annotated[
+        list[str] | None,
+        typer.Option(help="Who may approve studies; repeat it. The user of this machine when omitted."),
+    ] = None,
 ) -> None:
     """Make a site folder with a strict policy (`site.yaml`), a secret key and an empty ledger."""
     from pydantic import ValidationError
 
     from medsynx.tables import read_table
     from site_agent.images import read_images
-    from site_agent.policy import Dataset, SiteFolder, SitePolicy
+    from site_agent.policy import Dataset, Limits, SiteFolder, SitePolicy
 
     if table:
         (read_images if table.suffix == ".npz" else read_table)(table)
     try:
-        policy = SitePolicy(site=name, datasets={"table": Dataset(path=table.resolve())} if table else {})
+        datasets = {"table": Dataset(path=table.resolve())} if table else {}
+        policy = SitePolicy(site=name, datasets=datasets, limits=Limits(approvers=tuple(approver or ())))
     except ValidationError:
         raise MedsynxError(
             "policy-refused", f"{name!r} is not a site name", hint="Use lower case letters, digits and dashes."
@@ -79,6 +87,7 @@ def check(
     from site_agent.approvals import pending
     from site_agent.datasets import load_dataset
     from site_agent.policy import SiteFolder, check_policy
+    from site_agent.quality import examine, lines
 
     folder, manifest = SiteFolder(dir), load_study(study)
     refuse_marks(study)
@@ -87,49 +96,11 @@ def check(
     with on_screen():
         table = load_dataset(folder, dataset, manifest, strict=strict)
     table.require(policy.limits.minimum_patients)
-    report, patients = table.report, table.parts["all"]
-    classes: dict[str, int] = {}
-    if manifest.image:
-        found = patients.codes[:, 0].tolist()
-        classes = {name: found.count(k) for k, name in enumerate(manifest.image.classes)}
     held = folder.decisions.find(manifest.digest)
     if held is None or held[0].status == "pending":
         folder.decisions.keep(manifest.digest, pending(manifest, dataset))
-    if as_json:
-        counts = {"clipped": report.clipped, "other": report.other, "missing": report.missing}
-        typer.echo(
-            json.dumps(
-                {
-                    "patients": patients.count,
-                    **({"images": len(patients.codes), "classes": classes} if classes else {}),
-                    "dropped_columns": report.dropped_columns,
-                    "left_out": report.left_out,
-                    **counts,
-                    "capped": table.capped,
-                }
-            )
-        )
-        return
-    if classes:
-        typer.echo(
-            f"{len(patients.codes):,} images of {patients.count:,} patients; {table.capped:,} above the cap a patient"
-        )
-        typer.echo("  " + ", ".join(f"{name}: {n:,}" for name, n in classes.items()))
-    else:
-        typer.echo(f"{patients.count} patients, {report.rows} rows; {table.capped} rows above the cap a patient")
-    if report.dropped_columns:
-        typer.echo(f"not in the dictionary, left out: {', '.join(report.dropped_columns)}")
-    for why, count in report.left_out.items():
-        if count:
-            typer.echo(f"  {count} images left out: {why}")
-    for what, by_column in (
-        ("out of bounds, clipped", report.clipped),
-        ("no level of the dictionary", report.other),
-        ("missing", report.missing),
-    ):
-        for column, count in by_column.items():
-            if count:
-                typer.echo(f"  {column}: {count} {what}")
+    found = examine(table, manifest)
+    typer.echo(json.dumps(found) if as_json else "\n".join(lines(found)))
 
 
 @app.command()
@@ -171,34 +142,6 @@ def approve(
         typer.confirm("Approve this study?", abort=True)
     folder.approve(manifest, dataset, by=by, expires=end)
     typer.echo("approved")
-
-
-@app.command()
-def ledger(dir: Folder, as_json: AsJson = False) -> None:
-    """Show what each data set's patients have spent, after the hash chain was verified."""
-    from site_agent.ledger import Ledger
-    from site_agent.policy import SiteFolder
-
-    policy = SiteFolder(dir).policy()
-    book = Ledger(dir / "ledger.sqlite")
-    spent = {name: book.spent(name, policy.budget.delta) for name in policy.datasets}
-    if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "delta": policy.budget.delta,
-                    "limit": policy.budget.epsilon,
-                    "spent": spent,
-                    "entries": book.chain.entries(),
-                }
-            )
-        )
-        return
-    for name, value in spent.items():
-        typer.echo(f"{name}: epsilon {value:.3g} of {policy.budget.epsilon:g} spent, delta {policy.budget.delta:g}")
-    for e in book.chain.entries():
-        if e["kind"] == "reserve":
-            typer.echo(f"  {e['at'][:19]}  {e['dataset']}  {e['study'][:12]}  {e['run']}  {e['step']}")
 
 
 @app.command()

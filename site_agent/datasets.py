@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -51,6 +53,38 @@ def load_images(
 
         return prepare_folder(path, study, key, strict=strict)
     return prepare_images(read_images(path, part), study, key, strict=strict)
+
+
+def split_of(folder: SiteFolder, name: str, study: Study) -> str:
+    """What decides which patients of a data set are its hold-out patients: under two different splits one patient may have been both.
+
+    A patient with an id keeps its part as long as the id stays. A record without one is named by its content, so that its part is only known to
+    stay while the file does: of such a data set every change is another split.
+
+    Raises:
+        MedsynxError: ``policy-refused`` for a name that is not registered, ``table-unreadable``.
+    """
+    declared = _declared(folder, name)
+    column = study.patient_id
+    if study.image is not None and (declared.vault is not None or study.privacy.max_records_per_patient > 1):
+        column = "patients"
+    named = hmac.new(folder.key(), f"split\x1e{name}\x1e{column or ''}".encode(), hashlib.sha256)
+    if column is not None:
+        return named.hexdigest()[:32]
+    if declared.path is None:
+        from site_agent.vault import Vault
+
+        for row in Vault(folder.path).catalogue.files(str(declared.vault), verdict="clean"):
+            named.update(str(row["sha256"]).encode())
+        return named.hexdigest()[:32]
+    path = folder.path / declared.path
+    try:
+        for file in sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]:
+            with file.open("rb") as content:
+                named.update(f"{file.relative_to(path)}\x1e".encode() + hashlib.file_digest(content, "sha256").digest())
+    except OSError as error:
+        raise MedsynxError("table-unreadable", f"{path.name}: {error.strerror or 'cannot be read'}") from None
+    return named.hexdigest()[:32]
 
 
 def _declared(folder: SiteFolder, name: str) -> Dataset:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,14 @@ from medsynx.secure_sum.noise import discrete_gaussian
 from medsynx.secure_sum.ring import RING, Residues
 from medsynx.secure_sum.terms import Terms, roster_digest
 from medsynx.study import Study
+from medsynx.wire import Reply, Request
 from site_agent.audit import Audit
+from site_agent.datasets import split_of
 from site_agent.identity import ROSTER, public_identity, read_roster
-from site_agent.ledger import Budget, Ledger
-from site_agent.policy import Approval, SiteFolder, SitePolicy, check_policy
+from site_agent.ingest import LocalTable
+from site_agent.ledger import Account, Budget, Ledger
+from site_agent.patients import PatientBook
+from site_agent.policy import Approval, SiteFolder, SitePolicy, check_policy, check_traffic
 
 _KEY = object()
 Mask = Callable[[Residues], Residues]
@@ -54,6 +59,7 @@ class Permit:
     step: PricedStep
     private: bool
     masked: bool
+    split: str
 
 
 class Door:
@@ -69,6 +75,7 @@ class Door:
         self.folder, self.simulated = folder, simulated
         self.ledger = Ledger(folder.path / "ledger.sqlite")
         self.audit = Audit(folder.path / "audit.sqlite")
+        self.patients = PatientBook(folder.path / "patients.sqlite")
 
     def admit(self, digest: str, run: str, step: str, *, masked: bool = False) -> Permit:
         """Reserve a step of an approved study. ``masked``: its cargo is going to leave under a mask.
@@ -77,7 +84,7 @@ class Door:
             MedsynxError: ``study-not-approved``, ``policy-refused``, ``step-not-planned``, ``step-replayed``, ``budget-exceeded``.
         """
         with self.audited(digest, run, step):
-            approval, policy = self._approved(digest)
+            approval, policy = self._approved(digest, step)
             study, budget, plan = approval.study, policy.budget, priced_plan(approval.study)
             if policy.testing_without_noise:  # what leaves then is charged as what it is: epsilon without end, for good
                 plan, budget = plan.without_noise(), Budget(math.inf, budget.delta)
@@ -88,8 +95,10 @@ class Door:
                 raise MedsynxError(
                     "policy-refused", "sums of trust mode secure-sum leave masked, and nothing else does"
                 )
-            self.ledger.reserve(approval.dataset, digest, run, priced, plan, budget)
-            return Permit(study, approval.dataset, run, priced, not policy.testing_without_noise, masked)
+            split = split_of(self.folder, approval.dataset, study)
+            account = Account(approval.dataset, split, partial(policy.share, approval.dataset))
+            self.ledger.reserve(account, digest, run, priced, plan, budget)
+            return Permit(study, approval.dataset, run, priced, not policy.testing_without_noise, masked, split)
 
     def terms(self, digest: str, run: str, step: str) -> Terms:
         """The terms under which this site takes part in a secure sum: all from its own files. Reserves nothing.
@@ -99,7 +108,7 @@ class Door:
                 in it.
         """
         with self.audited(digest, run, step):
-            approval, policy = self._approved(digest)
+            approval, policy = self._approved(digest, None)
             study = approval.study
             planned = [s for s in full_plan(study) if s.name == step]  # priced when a vector is asked for
             if not planned:
@@ -113,6 +122,24 @@ class Door:
                 raise MedsynxError("roster-mismatch", "the roster does not hold this site's own identity")
             return Terms(digest, run, step, roster, study.rounds.quorum, study.privacy.tolerated_dropouts)
 
+    def again(self, request: Request, reply: Reply) -> None:
+        """What left in answer to this very request may leave once more, if the study is still allowed. Charges nothing: the bytes are the same.
+
+        Raises:
+            MedsynxError: as :meth:`admit`, and ``step-replayed`` when the audit log does not hold these bytes as the last that left for the step.
+        """
+        digest, run, step = request.study_digest, request.run, request.step
+        with self.audited(digest, run, step):
+            self._approved(digest, step if reply.arrays else None)
+            left: dict[str, Any] = {"arrays": {n: describe(a) for n, a in reply.arrays.items()}}
+            if reply.message:
+                left = {"exchange": request.exchange, "sha256": hashlib.sha256(reply.said).hexdigest()}
+            mine = [e for e in self.audit.chain.entries() if (e["study"], e["run"], e["step"]) == (digest, run, step)]
+            last = [e for e in mine if e["kind"] in ("released", "message")][-1:]
+            if not last or any(last[0].get(key) != value for key, value in left.items()):
+                raise MedsynxError("step-replayed", f"step {step!r} of run {run} was answered before, with other bytes")
+            self.audit.again(digest, run, step)
+
     @contextmanager
     def audited(self, digest: str, run: str, step: str) -> Iterator[None]:
         """Within it, a refusal is written down before it is told."""
@@ -122,11 +149,27 @@ class Door:
             self.audit.refused(digest, run, step, refusal.code)
             raise
 
-    def _approved(self, digest: str) -> tuple[Approval, SitePolicy]:
-        """The approval of this digest, if the policy still allows its study."""
+    def _approved(self, digest: str, step: str | None = None) -> tuple[Approval, SitePolicy]:
+        """The approval of this digest, if the policy still allows its study, at this hour, and so many bytes (those of ``step``, if any) to leave."""
         approval, policy = self.folder.approval(digest), self.folder.policy()
         check_policy(policy, approval.study, approval.dataset)
+        asked = sum(s.bytes for s in full_plan(approval.study) if s.name == step) if step else 0
+        check_traffic(policy.limits, self.ledger.chain.entries(), self.audit.chain.entries(), digest, asked)
         return approval, policy
+
+    def identify(self, permit: Permit, table: LocalTable) -> None:
+        """Note who is in a permit's data set, before anything is computed on it.
+
+        Raises:
+            MedsynxError: ``patients-shared`` when it was to have a budget of its own, or others were, and it shares patients with them;
+                ``table-unreadable`` when it changed since the step was admitted.
+        """
+        if split_of(self.folder, permit.dataset, permit.study) != permit.split:
+            raise MedsynxError("table-unreadable", f"data set {permit.dataset} changed while a step was going on")
+        policy = self.folder.policy()
+        self.patients.note(permit.dataset, table.marks)
+        used = {e["dataset"] for e in self.ledger.chain.entries() if e["kind"] == "reserve"}
+        self.patients.refuse_shared(permit.dataset, sorted(o for o in used if not policy.share(permit.dataset, o)))
 
     def _needs_mask(self, study: Study, step: Step) -> bool:
         return study.privacy.trust == "secure-sum" and step.cargo == "secure-sum" and not self.simulated

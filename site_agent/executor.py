@@ -1,7 +1,8 @@
 """The site executor: takes tasks from this site's SuperNode and runs the installed ClientApp, never code that arrives.
 
-One long-lived parent imports the heavy libraries once and forks a child for each task. Replaces Flower's SuperExec and its ClientApp process at
-a SuperNode started with ``--isolation process``. flwr internals used here are pinned by ``flwr==1.41.*`` and a contract test.
+One long-lived parent imports the heavy libraries once and forks a child for each task, which forks the worker that touches records.
+It replaces Flower's SuperExec and its ClientApp process at a SuperNode started with ``--isolation process``. flwr internals used here are pinned by
+``flwr==1.41.*`` and a contract test.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ import ctypes
 import hashlib
 import importlib
 import logging
+import math
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Context, Message
 from flwr.app.error import Error
 from flwr.cli.build import build_fab_from_disk
 from flwr.common.constant import ErrorCode, SubStatus
@@ -42,7 +46,7 @@ from site_agent.policy import SiteFolder
 
 log = logging.getLogger("medsynx.executor")
 POLL_SECONDS = 0.3
-CHILD_SECONDS = 3600  #: a task that takes longer is killed; its step stays charged
+CHILD_SECONDS = 3600  #: a worker that takes longer is killed; its step stays charged
 PR_SET_PDEATHSIG = 1
 
 
@@ -51,9 +55,8 @@ def own_app_hash() -> str:
     return hashlib.sha256(build_fab_from_disk(app_folder())).hexdigest()
 
 
-def run_task(address: str, token: str, own_hash: str) -> None:
-    """Inside the child: pull one task, run the installed app on it, push the reply. A failure is told by its code alone."""
-    client = RuntimeHttpClient.from_server_address(
+def _client(address: str, token: str) -> RuntimeHttpClient:
+    return RuntimeHttpClient.from_server_address(
         server_address=address,
         insecure=True,  # the SuperNode's loopback port
         root_certificates=None,
@@ -63,34 +66,41 @@ def run_task(address: str, token: str, own_hash: str) -> None:
         ],
         retry_invoker=make_simple_http_retry_invoker(),
     )
-    heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
-    heartbeat.start()
-    message, context, reply = None, None, None
-    status, details = SubStatus.FAILED, "site-failed"
-    try:
-        message, context, run, fab = pull_task_input(client)
-        received = hashlib.sha256(fab.content).hexdigest()
-        if received != run.fab_hash or received != own_hash:
-            log.warning("run %s carries app %s, this site runs %s only", run.run_id, received[:16], own_hash[:16])
-            details = "app not installed at this site"
-            reply = Message(Error(code=ErrorCode.INVALID_FAB, reason=details), reply_to=message)
-        else:
-            reply = app(message=message, context=context)
-            status, details = SubStatus.COMPLETED, ""
-    except Exception:
-        log.exception("task failed")
-        if message is not None:
-            reply = Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason="site-failed"), reply_to=message)
-    finally:
-        if reply is not None and context is not None:
-            push_message(client, reply, context)
-        push_task_output(client, context, status, details)
+
+
+def run_task(address: str, token: str, own_hash: str) -> None:
+    """Inside the child: pull one task, have it answered by a process of its own, and say so when that one failed or was killed.
+
+    A failure is told by its code alone, and at once: the coordinator need not wait for its deadline, nor the SuperNode for heartbeats.
+    """
+    client = _client(address, token)
+    message, context, run, fab = pull_task_input(client)
+    received = hashlib.sha256(fab.content).hexdigest()
+    error, reason = ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "site-failed"
+    if received != run.fab_hash or received != own_hash:
+        log.warning("run %s carries app %s, this site runs %s only", run.run_id, received[:16], own_hash[:16])
+        error, reason = ErrorCode.INVALID_FAB, "app not installed at this site"
+        answered = False
+    else:
+        worker = _forked(lambda: _answer(_client(address, token), message, context))
+        heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+        heartbeat.start()
+        answered = _wait(worker, CHILD_SECONDS)
         heartbeat.stop()
-        client.close()
+    if not answered:
+        push_message(client, Message(Error(code=error, reason=reason), reply_to=message), context)
+    push_task_output(client, context, SubStatus.COMPLETED if answered else SubStatus.FAILED, "" if answered else reason)
+    client.close()
 
 
-def _fork(address: str, token: str, own_hash: str) -> None:
-    """Run one task in a child and wait for it, no longer than :data:`CHILD_SECONDS`."""
+def _answer(client: RuntimeHttpClient, message: Message, context: Context) -> None:
+    """Run the installed app, never the one that arrived, and push its reply."""
+    push_message(client, app(message=message, context=context), context)
+    client.close()
+
+
+def _forked(work: Callable[[], None]) -> int:
+    """Do something in a child that dies with this process; its process id."""
     parent = os.getpid()
     child = os.fork()
     if child == 0:
@@ -98,21 +108,27 @@ def _fork(address: str, token: str, own_hash: str) -> None:
         try:
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() == parent:  # else the parent died in between
-                run_task(address, token, own_hash)
+                work()
                 code = 0
         except BaseException:
-            log.exception("task could not be answered")
+            log.exception("task failed")
         finally:
             logging.shutdown()
             os._exit(code)
-    until = time.monotonic() + CHILD_SECONDS
-    while os.waitpid(child, os.WNOHANG) == (0, 0):
+    return child
+
+
+def _wait(child: int, seconds: float = math.inf) -> bool:
+    """Whether a child ended well, within so many seconds; it is killed afterwards."""
+    until = time.monotonic() + seconds
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
         if time.monotonic() > until:
-            log.error("task took more than %s seconds, killed", CHILD_SECONDS)
+            log.error("task took more than %s seconds, killed", seconds)
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            return
+            return False
         time.sleep(0.05)
+    return ended[1] == 0
 
 
 def serve(site_dir: Path, address: str, secret_file: Path) -> None:
@@ -139,7 +155,7 @@ def serve(site_dir: Path, address: str, secret_file: Path) -> None:
         except Exception as away:  # the SuperNode is starting, restarting or gone; the supervisor restarts it
             log.debug("no SuperNode: %s", type(away).__name__)
         if answer is not None and answer.token:
-            _fork(address, answer.token, own_hash)
+            _wait(_forked(partial(run_task, address, answer.token, own_hash)))
         else:
             time.sleep(POLL_SECONDS)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +79,7 @@ def prepare_files(
     rows = len(found) + capped + left_out.total()
     report = EncodeReport(rows=rows, clipped={"images": clipped} if clipped else {}, left_out=dict(left_out))
     table = local_images(np.stack([images[i] for i in drawn.kept]), codes, drawn, report)
-    return LocalTable(table.parts, report, capped + drawn.capped)
+    return replace(table, capped=capped + drawn.capped)
 
 
 def prepare_folder(folder: Path, study: Study, key: bytes, *, strict: bool = False) -> LocalTable:

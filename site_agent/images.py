@@ -114,7 +114,7 @@ def local_images(
 ) -> LocalTable:
     """The drawn images (N, channels, height, width) and the codes of their classes (N), by part."""
     parts = {p: ImagePatients(codes[m][:, None], drawn.numbers(m), images[m]) for p, m in drawn.masks.items()}
-    return LocalTable(parts, report, drawn.capped)
+    return LocalTable(parts, report, drawn.capped, drawn.marks, drawn.duplicates)
 
 
 def check_room(count: int, spec: ImageSpec) -> None:

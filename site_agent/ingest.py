@@ -31,6 +31,14 @@ HOLDOUT_SHARE = 0.2
 
 
 @dataclass(frozen=True)
+class Marks:
+    """Keyed names of a data set's patients (by their ids, where records carry them) and of all its records (by their content)."""
+
+    ids: frozenset[bytes] = frozenset()
+    records: frozenset[bytes] = frozenset()
+
+
+@dataclass(frozen=True)
 class LocalTable:
     """One site's table, ready for steps. Lives only inside the site.
 
@@ -38,11 +46,15 @@ class LocalTable:
         parts: patients by part; ``all`` is both.
         report: what encoding did.
         capped: records left out because their patient had more than the study's cap.
+        marks: who is in it; for the site's own books.
+        duplicates: records that are equal to an earlier one.
     """
 
     parts: Mapping[Part, Patients]
     report: codec.EncodeReport
     capped: int
+    marks: Marks = Marks()
+    duplicates: int = 0
 
     def require(self, minimum: int) -> None:
         """Raise ``patients-too-few`` below the site's floor."""
@@ -69,7 +81,7 @@ def prepare(frame: pd.DataFrame, study: Study, key: bytes, *, strict: bool = Fal
     drawn = draw_lots(texts, _patient_ids(frame, study), key, study.privacy.max_records_per_patient, strict=strict)
     codes = codes[drawn.kept]
     parts = {part: Patients(codes[mask], drawn.numbers(mask)) for part, mask in drawn.masks.items()}
-    return LocalTable(parts, report, drawn.capped)
+    return LocalTable(parts, report, drawn.capped, drawn.marks, drawn.duplicates)
 
 
 @dataclass(frozen=True)
@@ -80,11 +92,15 @@ class Lots:
         kept: indices of the records within the cap, in file order.
         names: keyed name of the patient of each kept record.
         capped: how many records were left out.
+        marks: of all records.
+        duplicates: how many records were equal to an earlier one.
     """
 
     kept: list[int]
     names: list[bytes]
     capped: int
+    marks: Marks
+    duplicates: int
 
     @property
     def masks(self) -> dict[Part, NDArray[np.bool_]]:
@@ -116,7 +132,8 @@ def draw_lots(texts: Sequence[str], ids: Sequence[str] | None, key: bytes, cap: 
     kept, capped = _cap(names, rows, cap)
     if capped and strict:
         raise MedsynxError("patient-duplicate", f"{capped} records exceed the cap of {cap} a patient")
-    return Lots(kept, [names[i] for i in kept], capped)
+    marks = Marks(frozenset() if ids is None else frozenset(names), frozenset(rows))
+    return Lots(kept, [names[i] for i in kept], capped, marks, sum(earlier.values()))
 
 
 def _patient_ids(frame: pd.DataFrame, study: Study) -> list[str] | None:

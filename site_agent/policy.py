@@ -10,22 +10,29 @@ from __future__ import annotations
 import os
 import secrets
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from evaluation.programme import full_plan
 from medsynx.errors import MedsynxError
 from medsynx.generators import families_of
 from medsynx.keys import read_secret
 from medsynx.secure_sum.terms import roster_digest
 from medsynx.study import Study, TrustMode
+from site_agent import clock
 from site_agent.approvals import Decision, Decisions, approved, me
-from site_agent.audit import Audit
+from site_agent.audit import Audit, sent
+from site_agent.chain import Entry
 from site_agent.identity import KEY, ROSTER, make_identity, read_roster
 from site_agent.ledger import Budget
+
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
 class Labels(BaseModel):
@@ -40,12 +47,14 @@ class Dataset(BaseModel):
     """A registered data set: a file's ``path`` (a relative one starts at the site's folder), or the name of a data set in the ``vault``.
 
     ``labels`` is for images of the vault; without it their labels are the names of folders that the recipe let in.
+    ``apart`` is the privacy officer's word that none of its patients is in another data set of this site; only then it has a budget of its own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     path: Path | None = None
     vault: str | None = None
     labels: Labels | None = None
+    apart: bool = False
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -56,8 +65,46 @@ class Dataset(BaseModel):
         return self
 
 
+class Hours(BaseModel):
+    """When the site answers, by its local time. A window that ends at or before its begin ends on the next day; ``days`` are those it begins on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    days: tuple[Day, ...] = DAYS
+    begin: time = Field(alias="from")
+    end: time = Field(alias="to")
+    zone: str
+
+    @field_validator("begin", "end", mode="before")
+    @classmethod
+    def _clock(cls, value: object) -> object:  # YAML 1.1 reads 18:00 without quotes as 18 * 60
+        return f"{value // 60:02d}:{value % 60:02d}" if isinstance(value, int) and value < 1440 else value
+
+    @field_validator("zone")
+    @classmethod
+    def _known(cls, zone: str) -> str:
+        try:
+            return ZoneInfo(zone).key
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"{zone!r} is no time zone") from None
+
+    def open(self, now: datetime) -> bool:
+        """Whether a moment lies in the window."""
+        local = now.astimezone(ZoneInfo(self.zone))
+        at, today, yesterday = local.time(), DAYS[local.weekday()], DAYS[local.weekday() - 1]
+        if self.begin < self.end:
+            return today in self.days and self.begin <= at < self.end
+        return (today in self.days and at >= self.begin) or (yesterday in self.days and at < self.end)
+
+
 class Limits(BaseModel):
-    """Ceilings no coordinator can raise."""
+    """Ceilings no coordinator can raise.
+
+    Attributes:
+        hours: when the site answers; at all hours when absent.
+        bytes_per_day: what may leave in any 24 hours, cargo and messages together; no limit when absent.
+        bytes_per_study: what may ever leave for one study, all its runs together.
+        approvers: who may approve a study: names of accounts of this machine, or what they give as ``--by``. Nobody when empty.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     epsilon_per_study: float = Field(default=1.0, gt=0)
@@ -66,6 +113,10 @@ class Limits(BaseModel):
     minimum_patients: int = Field(default=100, ge=1)
     families: tuple[str, ...] = ("marginals",)
     trust: tuple[TrustMode, ...] = ("local",)
+    hours: Hours | None = None
+    bytes_per_day: int | None = Field(default=None, gt=0)
+    bytes_per_study: int | None = Field(default=None, gt=0)
+    approvers: tuple[str, ...] = ()
 
 
 class SitePolicy(BaseModel):
@@ -91,6 +142,11 @@ class SitePolicy(BaseModel):
         """Lifetime budget of each data set."""
         return Budget(self.limits.epsilon_lifetime, self.limits.delta)
 
+    def share(self, one: str, other: str) -> bool:
+        """Whether two data sets may hold the same patients, and so spend one budget: always, unless one of them is registered as ``apart``."""
+        registered = [self.datasets[name] for name in (one, other) if name in self.datasets]
+        return one == other or not any(d.apart for d in registered)
+
 
 @dataclass(frozen=True)
 class Approval:
@@ -113,11 +169,13 @@ class SiteFolder:
         """Make a new site folder (0700) with its policy and key. Raises ``file-exists``."""
         if (path / "site.yaml").exists():
             raise MedsynxError("file-exists", f"{path} is a site already")
+        if not policy.limits.approvers:  # who sets the site up, until the file says otherwise
+            policy = policy.model_copy(update={"limits": policy.limits.model_copy(update={"approvers": (me(),)})})
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.chmod(0o700)
         (path / "approvals").mkdir(mode=0o700, exist_ok=True)
         (path / "site.yaml").write_text(
-            yaml.safe_dump(policy.model_dump(mode="json", exclude_none=True), sort_keys=False), "utf-8"
+            yaml.safe_dump(policy.model_dump(mode="json", exclude_none=True, by_alias=True), sort_keys=False), "utf-8"
         )
         with os.fdopen(os.open(path / "site.key", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as f:
             f.write(secrets.token_bytes(32))
@@ -128,8 +186,11 @@ class SiteFolder:
         """The policy, read anew each time so that an edit takes effect at once. Raises ``policy-refused`` when it cannot be read."""
         try:
             return SitePolicy.model_validate(yaml.safe_load((self.path / "site.yaml").read_text("utf-8")))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError):
-            raise MedsynxError("policy-refused", f"{self.path / 'site.yaml'} is missing or invalid") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            raise MedsynxError("policy-refused", f"{self.path / 'site.yaml'} is missing or no YAML") from None
+        except ValidationError as error:
+            wrong = [f"{'.'.join(map(str, e['loc'])) or 'site.yaml'}: {e['msg']}" for e in error.errors()]
+            raise MedsynxError("policy-refused", f"{self.path / 'site.yaml'} is invalid", details=wrong) from None
 
     def key(self) -> bytes:
         """The site's secret. Raises ``policy-refused`` when it is missing, ``key-exposed`` when others on this machine can read it."""
@@ -154,7 +215,9 @@ class SiteFolder:
             MedsynxError: ``policy-refused`` when the study breaks the policy, ``roster-mismatch`` for a roster that cannot be read, ``ledger-broken``
                 when it cannot be written to the audit log.
         """
-        check_policy(self.policy(), study, dataset)
+        policy = self.policy()
+        check_policy(policy, study, dataset)
+        check_approver(policy, by or me())
         roster = roster_digest(read_roster(self.path / ROSTER)) if (self.path / ROSTER).exists() else None
         decision = approved(study, dataset, roster, by, expires)
         self._log(study.digest, decision)
@@ -217,6 +280,50 @@ def check_policy(policy: SitePolicy, study: Study, dataset: str) -> None:
         ),
         (study.privacy.delta <= limits.delta, f"delta {study.privacy.delta:g} is above {limits.delta:g}"),
     ]
+    if limits.bytes_per_study is not None:
+        leaves = sum(s.bytes for s in full_plan(study))
+        limit = limits.bytes_per_study
+        rules.append((leaves <= limit, f"a run sends up to {leaves:,} bytes, the limit is {limit:,} a study"))
     for kept, message in rules:
         if not kept:
             raise MedsynxError("policy-refused", f"site {policy.site}: {message}")
+
+
+def check_approver(policy: SitePolicy, by: str) -> None:
+    """Raise ``policy-refused`` when this person may not approve studies. Who can write the site's folder is for the machine's accounts to say."""
+    if by not in policy.limits.approvers:
+        named = ", ".join(policy.limits.approvers) or "nobody"
+        raise MedsynxError(
+            "policy-refused",
+            f"site {policy.site}: {by} may not approve studies, {named} may",
+            hint="Ask one of them, or add the name to `limits.approvers` in site.yaml.",
+        )
+
+
+def check_traffic(limits: Limits, ledger: list[Entry], audit: list[Entry], study: str, asked: int) -> None:
+    """Raise ``policy-refused`` when the site does not answer now: out of hours, a clock set back, or more bytes than may leave.
+
+    Args:
+        ledger: the ledger's entries.
+        audit: the audit log's entries.
+        study: digest of the study asked for.
+        asked: bytes that are about to leave.
+    """
+    now = clock.read()
+    late = max(clock.behind(ledger, now), clock.behind(audit, now))
+    if late > clock.TOLERANCE:
+        raise MedsynxError(
+            "policy-refused",
+            f"the clock is {late.total_seconds():,.0f} seconds behind the site's own records",
+            hint="Set the clock right; if the records are wrong, run `medsynx site acknowledge`.",
+        )
+    if limits.hours is not None and not limits.hours.open(now.wall):
+        raise MedsynxError("policy-refused", "the site does not answer at this hour")
+    since = (now.wall - timedelta(days=1)).isoformat()
+    left = sent(audit) if limits.bytes_per_day is not None or limits.bytes_per_study is not None else []
+    for limit, what, bytes_ in (
+        (limits.bytes_per_day, "a day", sum(n for e, n in left if e["at"] > since)),
+        (limits.bytes_per_study, "a study", sum(n for e, n in left if e["study"] == study)),
+    ):
+        if limit is not None and bytes_ + asked > limit:
+            raise MedsynxError("policy-refused", f"{bytes_ + asked:,} bytes would leave, the limit is {limit:,} {what}")

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from medsynx.secure_sum.site import Mask, Session
 from medsynx.secure_sum.terms import Message, Terms, refused
+from medsynx.wire import Reply
 from site_agent.audit import Audit
 from site_agent.identity import identity
 from site_agent.policy import SiteFolder
@@ -58,7 +59,7 @@ class SecureSums:
         if exchange not in calls:
             raise refused("no such exchange")
         message = self._advance(terms, calls[exchange])
-        raw = json.dumps(message, sort_keys=True).encode()
+        raw = Reply(message=message).said
         self.audit.message(terms.study, terms.run, terms.step, exchange, len(raw), hashlib.sha256(raw).hexdigest())
         return message
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ from evaluation.programme import evaluation_of, is_evaluation
 from medsynx.errors import MedsynxError
 from medsynx.generators import get_family
 from medsynx.generators.base import Arrays
+from medsynx.secure_sum.terms import Terms
 from medsynx.wire import Reply, Request
+from site_agent.answers import Answers
 from site_agent.datasets import load_dataset
 from site_agent.door import Door, Mask, Permit
 from site_agent.ingest import LocalTable
@@ -49,7 +53,8 @@ class SiteService:
     def __init__(self, folder: SiteFolder, *, simulated: bool = False, strict: bool = False) -> None:
         self.folder, self.strict = folder, strict
         self.door = Door(folder, simulated=simulated)
-        self._table: tuple[tuple[str, str], LocalTable] | None = None
+        self.answers = Answers(folder.path / "runs")
+        self._table: tuple[tuple[str, str, str], LocalTable] | None = None
 
     @classmethod
     def open(cls, path: Path) -> SiteService:
@@ -59,7 +64,7 @@ class SiteService:
     def answer(self, request: Request) -> Reply:
         """Never raises; the reason of a failure stays in the site's own log."""
         try:
-            return self._answer(request)
+            return replace(self._answer(request), answers=request.digest)
         except MedsynxError as refusal:
             log.warning("refused step %r of run %s: %s", request.step, request.run, refusal)
             return Reply(refusal=refusal.code if refusal.code in OPEN_CODES else "site-failed")
@@ -70,9 +75,19 @@ class SiteService:
     def _answer(self, request: Request) -> Reply:
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}", request.run):
             raise MedsynxError("step-not-planned", "the run has no proper name")
-        if not request.exchange:
-            return self._step(request)
-        terms = self.door.terms(request.study_digest, request.run, request.step)
+        terms = self.door.terms(request.study_digest, request.run, request.step) if request.exchange else None
+        if lost := self.answers.find(request):
+            self.door.again(request, lost)
+            return lost
+        reply = self._exchange(request, terms) if terms else self._step(request)
+        try:
+            self.answers.keep(request, reply)
+        except OSError:  # no room: this one could not be given again
+            log.exception("the answer to step %r of run %s is not kept", request.step, request.run)
+        return reply
+
+    def _exchange(self, request: Request, terms: Terms) -> Reply:
+        """One exchange of a secure sum."""
         sums = SecureSums(self.folder, self.door.audit)
         with self.door.audited(request.study_digest, request.run, request.step):
             if request.exchange != "mask":
@@ -96,9 +111,11 @@ class SiteService:
 
     def table(self, permit: Permit) -> LocalTable:
         """The permit's data set, encoded for its study; kept for the next step of the same study."""
-        at = (permit.study.digest, permit.dataset)
+        at = (permit.study.digest, permit.dataset, permit.split)
         if self._table is None or self._table[0] != at:
-            self._table = (at, load_dataset(self.folder, permit.dataset, permit.study, strict=self.strict))
+            table = load_dataset(self.folder, permit.dataset, permit.study, strict=self.strict)
+            self.door.identify(permit, table)
+            self._table = (at, table)
         return self._table[1]
 
     def _kept(self, run: str) -> Arrays:
@@ -115,4 +132,6 @@ class SiteService:
         with part.open("wb") as out:
             part.chmod(0o600)
             np.savez(out, **arrays)
+            out.flush()
+            os.fsync(out.fileno())
         part.replace(file)

@@ -56,3 +56,11 @@ def load(file: Path, digest: str, run: str) -> Checkpoint | None:
     state = {n.removeprefix(STATE): a for n, a in arrays.items() if n.startswith(STATE)}
     other = {n.removeprefix(OTHER): a for n, a in arrays.items() if n.startswith(OTHER)}
     return Checkpoint(State(state, facts["state"]), facts["run"], other)
+
+
+def exchanges(file: Path) -> int:
+    """How many exchanges a checkpoint has behind it; 0 when there is none."""
+    if not file.exists():
+        return 0
+    with np.load(file, allow_pickle=False) as held:
+        return len(json.loads(held["facts"].tobytes())["run"]["rounds"])

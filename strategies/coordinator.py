@@ -1,12 +1,13 @@
 """One deployed run at the coordinator: wait for the sites, run the study, sign the bundle, hand it to the registry.
 
 The coordinator's folder: ``studies/DIGEST.json`` (manifests), ``signing.pem`` (0600), ``registry.json`` (server URL, CA, service token; optional),
-``runs/RUN/`` (``progress.json``, ``result.json``, bundle and report).
+``runs/RUN/`` (``progress.json``, ``result.json``, bundle and report; :mod:`strategies.keeper` names what a run's service adds).
 """
 
 from __future__ import annotations
 
 import json
+import re
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,10 +15,13 @@ from typing import Any
 
 from medsynx.errors import MedsynxError
 from medsynx.study import Study, parse_study
+from strategies import checkpoint
 from strategies.federation import Federation
 from strategies.publish import epsilons, publish
 from strategies.registry import Registry
 from strategies.rounds import Progress, QuorumLost, Run
+
+MESSAGE = 500  #: characters of a message that the server takes
 
 
 class CoordinatorFolder:
@@ -48,6 +52,38 @@ class CoordinatorFolder:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def ask(self, study: Study, name: str) -> None:
+        """Ask for a run of this study. Raises ``run-exists`` or ``request-invalid``."""
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}", name):
+            raise MedsynxError("request-invalid", f"{name!r} is no name of a run: lower case letters, digits, dashes")
+        self.add_study(study)
+        try:
+            with (self.run(name) / "request.json").open("x") as file:
+                json.dump({"study": study.digest}, file)
+        except FileExistsError:
+            raise MedsynxError("run-exists", f"there is a run {name} already") from None
+
+    def request(self, name: str) -> dict[str, Any]:
+        """What was asked for."""
+        return _read(self.path / "runs" / name / "request.json") or {}
+
+    def open_runs(self) -> list[str]:
+        """Runs that were asked for and have no result, sorted."""
+        asked = (file.parent for file in self.path.glob("runs/*/request.json"))
+        return sorted(folder.name for folder in asked if not (folder / "result.json").exists())
+
+    def attempts(self, name: str) -> list[dict[str, Any]]:
+        """Every start of a run, oldest first."""
+        return list((_read(self.path / "runs" / name / "attempts.json") or {}).get("starts", []))
+
+    def add_attempt(self, name: str, attempt: dict[str, Any]) -> None:
+        """Note a start."""
+        _write(self.run(name) / "attempts.json", {"starts": [*self.attempts(name), attempt]})
+
+    def exchanges(self, name: str) -> int:
+        """How many exchanges of a run are finished, whoever conducted them."""
+        return checkpoint.exchanges(self.path / "runs" / name / "checkpoint.npz")
+
     def result(self, name: str) -> dict[str, Any] | None:
         """``result.json`` of a run, or None while it goes on."""
         return _read(self.path / "runs" / name / "result.json")
@@ -63,19 +99,26 @@ def conduct(federation: Federation, folder_path: Path, run_config: dict[str, Any
     Always ends with a ``result.json`` that says ``finished`` or ``failed`` with a code; raises when it failed, so that Flower's own state
     says so too.
     """
+    import httpx
+
     folder, name = CoordinatorFolder(folder_path), str(run_config["run"])
     target = folder.run(name)
-    study = folder.study(str(run_config["study-digest"]))
     registry = Registry.configured(folder_path / "registry.json")
+    try:
+        study = folder.study(str(run_config["study-digest"]))
+    except MedsynxError as error:
+        _write(target / "result.json", {"status": "failed", "code": error.code, "message": error.message})
+        raise
+    before = folder.progress(name) or {}  # of a start that died
     status: dict[str, Any] = {
         "study_name": study.name,
         "study_digest": study.digest,
         "family": study.family.name,
         "status": "waiting",
-        "round": 0,
-        "rounds": 0,
+        "round": before.get("round", 0),
+        "rounds": before.get("rounds", 0),
         "message": None,
-        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started_at": before.get("started_at") or datetime.now(UTC).isoformat(timespec="seconds"),
         "sites": [],
         "epsilon": study.privacy.epsilon,
         "generator_id": None,
@@ -104,12 +147,15 @@ def conduct(federation: Federation, folder_path: Path, run_config: dict[str, Any
         bundle, report, evaluation = publish(outcome, target, folder_path / "signing.pem", simulated=False)
         generator = registry.upload(bundle)
     except MedsynxError as error:
-        tell(status="failed", message=error.message)
-        _write(target / "result.json", {"status": "failed", "code": error.code, "message": error.message})
+        fail(folder, name, error.code, error.message)
+        raise
+    except (
+        OSError,
+        httpx.HTTPError,
+    ):  # the SuperLink or the disk, not the run: it may be started again behind the last exchange
         raise
     except Exception as error:
-        tell(status="failed", message=type(error).__name__)
-        _write(target / "result.json", {"status": "failed", "code": "site-failed", "message": type(error).__name__})
+        fail(folder, name, "coordinator-failed", type(error).__name__)
         raise
     tell(status="finished", message=None, generator_id=generator)
     researcher, coordinator = epsilons(evaluation["privacy"])
@@ -134,6 +180,15 @@ def conduct(federation: Federation, folder_path: Path, run_config: dict[str, Any
     )
 
 
+def fail(folder: CoordinatorFolder, name: str, code: str, message: str) -> None:
+    """End a run as failed: in its result, its progress and at the server."""
+    _write(folder.run(name) / "result.json", {"status": "failed", "code": code, "message": message})
+    if progress := folder.progress(name):
+        progress |= {"status": "failed", "message": message[:MESSAGE]}
+        _write(folder.run(name) / "progress.json", progress)
+        Registry.configured(folder.path / "registry.json").put_run(name, progress)
+
+
 def _await_sites(federation: Federation, study: Study) -> None:
     """Wait until the quorum is there, no longer than one deadline."""
     until = time.monotonic() + study.rounds.deadline_seconds
@@ -145,7 +200,8 @@ def _await_sites(federation: Federation, study: Study) -> None:
 
 def _site(name: str, state: str) -> dict[str, Any]:
     plain = {"asked": "online", "answered": "answered", "offline": "offline", "late": "late"}
-    return {"name": name, "status": plain.get(state, "failed"), "reason": None if state in plain else state}
+    status = "late" if state == "set-aside" else plain.get(state, "failed")
+    return {"name": name, "status": status, "reason": None if state in plain else state}
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

@@ -65,11 +65,16 @@ def follow(folder: Path, control: Control) -> None:
     registry = Registry.configured(folder / "registry.json")
     if not registry.url:  # no list is not an empty list
         raise MedsynxError("federation-unreachable", f"{folder / 'registry.json'} does not name the server")
+    trouble = ""
     while True:
+        before, trouble = trouble, ""
         try:
             write_roster(folder, reconcile(control, registry.enrolled()))
         except (httpx.HTTPError, OSError) as away:
-            log.debug("not reached: %s", type(away).__name__)
+            status = f" {away.response.status_code}" if isinstance(away, httpx.HTTPStatusError) else ""
+            trouble = f"{type(away).__name__}{status}"
+        if trouble != before:
+            log.warning("the list of sites cannot be followed: %s", trouble) if trouble else log.info("followed again")
         time.sleep(POLL_SECONDS)
 
 

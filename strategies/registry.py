@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
 from medsynx.errors import MedsynxError
 
 log = logging.getLogger("medsynx.coordinator")
+UPLOAD_SECONDS = 300.0
 
 
 class Registry:
@@ -55,20 +57,28 @@ class Registry:
                 log.warning("run %s: the server did not take its progress (%s)", name, type(error).__name__)
 
     def upload(self, bundle: Path) -> str | None:
-        """Register a bundle; returns its generator id, or None without a server. Raises ``federation-unreachable`` when it is not taken."""
+        """Register a bundle; returns its generator id, or None without a server. One that is away is waited for: the budget is spent by now.
+
+        Raises:
+            MedsynxError: ``federation-unreachable`` when the bundle is refused, or not taken within :data:`UPLOAD_SECONDS`.
+        """
         import httpx
 
-        if not self.url:
-            return None
-        try:
-            with bundle.open("rb") as content:
-                body = self._send("POST", "/generators", files={"bundle": (bundle.name, content, "application/zip")})
-        except httpx.HTTPStatusError as error:
-            raise MedsynxError(
-                "federation-unreachable", f"the server refused the bundle ({error.response.status_code})"
-            ) from None
-        except httpx.HTTPError as error:
-            raise MedsynxError(
-                "federation-unreachable", f"the server did not take the bundle ({type(error).__name__})"
-            ) from None
-        return str(body["id"])
+        until = time.monotonic() + UPLOAD_SECONDS
+        while self.url:
+            try:
+                with bundle.open("rb") as content:
+                    files = {"bundle": (bundle.name, content, "application/zip")}
+                    return str(self._send("POST", "/generators", files=files)["id"])
+            except httpx.HTTPStatusError as error:
+                raise MedsynxError(
+                    "federation-unreachable", f"the server refused the bundle ({error.response.status_code})"
+                ) from None
+            except httpx.HTTPError as error:
+                if time.monotonic() > until:
+                    why = type(error).__name__
+                    raise MedsynxError(
+                        "federation-unreachable", f"the server did not take the bundle ({why})"
+                    ) from None
+                time.sleep(2)
+        return None

@@ -27,8 +27,10 @@ from medsynx.samplers import open_sampler
 from medsynx.study import Study
 from medsynx.wire import Reply, Request
 from strategies import checkpoint
-from strategies.aggregate import combine, total_of, usable
+from strategies.aggregate import combine, fault, total_of
+from strategies.attendance import Attendance
 from strategies.federation import Answer, Federation
+from strategies.journal import Journal
 from strategies.secure_sum import SecureSum, TooFew
 
 JUDGED_ROWS = 20_000  #: synthetic rows drawn at the coordinator for the evaluation
@@ -121,7 +123,7 @@ class Run:
         self.plan = priced_plan(study)
         self.rounds: list[Round] = []
         self.private = True
-        self.sites = federation.sites()
+        self.attendance = Attendance(study.rounds.quorum)
 
     def conduct(self) -> Outcome:
         """Every step of the plan, then the generator and its figures.
@@ -130,7 +132,7 @@ class Run:
             QuorumLost: as soon as a step has too few usable answers.
         """
         began = time.monotonic()
-        if len(self.sites) < self.study.rounds.quorum:
+        if len(self.federation.sites()) < self.study.rounds.quorum:
             raise QuorumLost("start", self.study.rounds.quorum, {})
         family = get_family(self.study.family.name)
         trained, judging = self._resume()
@@ -146,7 +148,7 @@ class Run:
             synthetic = painter.of(np.repeat(painter.made, SHOWN_IMAGES), rng)
             if federated_too:
                 learned = painter.sample(federated_images.JUDGED_IMAGES, rng)
-                judged = self._phase(evaluation, judging or federated_images.start(self.study, learned), trained)
+                judged = self._judge(evaluation, judging or federated_images.start(self.study, learned), trained)
                 figures = federated_images.figures(self.study, judged)
         else:
             if self.synthetic is None:
@@ -154,7 +156,7 @@ class Run:
                 self.synthetic = sampler.sample(JUDGED_ROWS, np.random.default_rng())
             synthetic = self.synthetic
             if federated_too:
-                judged = self._phase(evaluation, judging or federated.start(self.study, synthetic), trained)
+                judged = self._judge(evaluation, judging or federated.start(self.study, synthetic), trained)
                 figures = federated.figures(self.study, judged, synthetic)
         return Outcome(
             self.name,
@@ -169,6 +171,13 @@ class Run:
             time.monotonic() - began,
         )
 
+    def _judge(
+        self, evaluation: federated.Evaluation | federated_images.Evaluation, start: State, trained: State
+    ) -> State:
+        """What is judged was drawn at random: it is kept before it is sent, so that a run that comes back sends the same."""
+        self._save(start, trained)
+        return self._phase(evaluation, start, trained)
+
     def _phase(
         self,
         family: Family | federated.Evaluation | federated_images.Evaluation,
@@ -182,7 +191,12 @@ class Run:
                 raise MedsynxError("step-not-planned", f"the plan has no step {step.name!r}")
             state = family.combine(self.study, priced, state, self._exchange(priced, state))
             self._save(state, trained)
+            self._journal(step.name).clear()
         return state
+
+    def _journal(self, step: str) -> Journal:
+        folder = self.checkpoint and self.checkpoint.with_name("exchanges")
+        return Journal(folder, f"{self.study.digest} {self.name} {step}")
 
     def _save(self, state: State, trained: State | None) -> None:
         if self.checkpoint is None:
@@ -209,20 +223,21 @@ class Run:
 
     def _exchange(self, priced: PricedStep, state: State) -> Total:
         step, study, began = priced.step, self.study, time.monotonic()
-        self._report(step.name, dict.fromkeys(self.sites, "asked"))
+        asked, missing = self._call()
+        self._report(step.name, missing | dict.fromkeys(asked, "asked"))
         request = Request(self.name, study.digest, step.name, State(weights_of(state.arrays), state.facts))
         if self.masked and step.cargo == "secure-sum":
-            return self._secure_sum(SecureSum(self.federation, study, priced, request))
-        answers = self.federation.ask(request, self.sites, study.rounds.deadline_seconds)
+            journal = self._journal(step.name)
+            return self._secure_sum(SecureSum(self.federation, study, priced, request, journal), asked, missing)
         good: dict[str, Reply] = {}
-        missing: dict[str, str] = {}
-        for answer in answers:
-            reason = _reason(answer, priced, state)
+        for answer in self.federation.ask(request, asked, study.rounds.deadline_seconds):
+            reason = _reason(answer, request, priced, study)
             if reason is None and answer.reply is not None:
                 good[answer.site] = answer.reply
             else:
                 missing[answer.site] = reason or "late"
         sent = max((sum(a.nbytes for a in r.arrays.values()) for r in good.values()), default=0)
+        self.attendance.note(asked, missing)
         self._record(step.name, began, sorted(good), missing, sent)
         if len(good) < study.rounds.quorum:
             raise QuorumLost(step.name, study.rounds.quorum, missing)
@@ -230,36 +245,44 @@ class Run:
         total = combine(good, priced, study)
         return total if self.private else replace(total, noise_std=0.0)
 
-    def _secure_sum(self, exchange: SecureSum) -> Total:
+    def _call(self) -> tuple[list[str], dict[str, str]]:
+        """Whom to ask, and why not the others. A quorum that is not online is waited for, no longer than one deadline."""
+        until = time.monotonic() + self.study.rounds.deadline_seconds
+        while len(online := self.federation.sites()) < self.study.rounds.quorum and time.monotonic() < until:
+            time.sleep(0.5)
+        return self.attendance.call(online)
+
+    def _secure_sum(self, exchange: SecureSum, asked: list[str], away: dict[str, str]) -> Total:
         """The total of masked vectors."""
         began, step = time.monotonic(), exchange.priced.step.name
         try:
-            exchange.conduct(self.sites)
+            exchange.conduct(asked)
         except TooFew as few:
-            self._record(step, began, [], exchange.missing | exchange.silent, exchange.bytes_per_site)
-            raise QuorumLost(step, few.needed, exchange.missing | exchange.silent) from None
+            missing = away | exchange.missing | exchange.silent
+            self._record(step, began, [], missing, exchange.bytes_per_site)
+            raise QuorumLost(step, few.needed, missing) from None
         assert exchange.total is not None
-        self._record(step, began, exchange.answered, exchange.missing, exchange.bytes_per_site)
+        missing = away | exchange.missing
+        self.attendance.note(asked, missing | exchange.silent)
+        self._record(step, began, exchange.answered, missing, exchange.bytes_per_site)
         self.private &= exchange.private
         total = total_of(exchange.total, len(exchange.answered), exchange.priced, self.study)
         return total if self.private else replace(total, noise_std=0.0)
 
     def _record(self, step: str, began: float, answered: list[str], missing: dict[str, str], sent: int) -> None:
         self.rounds.append(Round(step, round(time.monotonic() - began, 2), answered, missing, sent))
-        self._report(step, {s: missing.get(s, "answered") for s in self.sites}, done=True)
+        self._report(step, missing | dict.fromkeys(answered, "answered"), done=True)
 
     def _report(self, step: str, sites: dict[str, str], *, done: bool = False) -> None:
         names = [s.step.name for s in self.plan.steps]
         self.watch(Progress(step, names.index(step) + int(done), len(names), sites))
 
 
-def _reason(answer: Answer, priced: PricedStep, state: State) -> str | None:
+def _reason(answer: Answer, request: Request, priced: PricedStep, study: Study) -> str | None:
     """Why an answer does not count; None when it does."""
     if answer.reply is None:
         return answer.reason or "late"
-    if answer.reply.refusal:
-        return answer.reply.refusal
-    return None if usable(answer.reply, priced, state) else "reply-invalid"
+    return answer.reply.refusal or fault(answer.reply, request, priced, study)
 
 
 def rounds_json(rounds: list[Round]) -> list[dict[str, Any]]:

@@ -14,8 +14,9 @@ from medsynx.secure_sum.ring import RING, Residues
 from medsynx.secure_sum.terms import Message
 from medsynx.study import Study
 from medsynx.wire import Reply, Request
-from strategies.aggregate import usable
+from strategies.aggregate import fault
 from strategies.federation import Answer, Federation
+from strategies.journal import Journal
 
 
 @dataclass
@@ -25,6 +26,7 @@ class SecureSum:
     Attributes:
         total: sum of the vectors of ``answered``, once there is one.
         answered: sites whose vector is in the total.
+        journal: what was said before the coordinator stopped, if it did; ``conduct`` is then to be called with the sites it was called with.
         missing: why the others' are not.
         silent: sites that fell out after their vector had arrived, and why; they are in the total all the same.
         private: whether every site in the total had its noise on.
@@ -34,6 +36,7 @@ class SecureSum:
     study: Study
     priced: PricedStep
     request: Request
+    journal: Journal = field(default_factory=lambda: Journal(None, ""))
     total: Residues | None = None
     answered: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
@@ -68,8 +71,8 @@ class SecureSum:
         """Usable masked vectors."""
         replies = self._ask("mask", letters, self.missing)
         for site, reply in list(replies.items()):
-            if not usable(reply, self.priced, State()):
-                self.missing[site] = "reply-invalid"
+            if code := fault(reply, self._request("mask", letters[site]), self.priced, self.study, masked=True):
+                self.missing[site] = code
                 del replies[site]
         return replies
 
@@ -79,12 +82,19 @@ class SecureSum:
         replies = self._ask(exchange, letters, self.missing if failed is None else failed)
         return {site: reply.message for site, reply in replies.items()}
 
-    def _ask(self, exchange: str, letters: dict[str, Message], failed: dict[str, str]) -> dict[str, Reply]:
+    def _request(self, exchange: str, message: Message) -> Request:
         state = self.request.state if exchange == "mask" else State()
-        requests = {s: replace(self.request, state=state, exchange=exchange, message=m) for s, m in letters.items()}
+        return replace(self.request, state=state, exchange=exchange, message=message)
+
+    def _ask(self, exchange: str, letters: dict[str, Message], failed: dict[str, str]) -> dict[str, Reply]:
+        requests = {site: self._request(exchange, message) for site, message in letters.items()}
+        answers = self.journal.read(exchange)
+        if answers is None:
+            answers = self.federation.ask(requests, sorted(requests), self.study.rounds.deadline_seconds)
+            self.journal.write(exchange, answers)
         out = {}
-        for answer in self.federation.ask(requests, sorted(requests), self.study.rounds.deadline_seconds):
-            reason = _reason(answer)
+        for answer in answers:
+            reason = _reason(answer, requests[answer.site])
             if reason is None and answer.reply is not None:
                 out[answer.site] = answer.reply
             else:
@@ -92,10 +102,10 @@ class SecureSum:
         return out
 
 
-def _reason(answer: Answer) -> str | None:
+def _reason(answer: Answer, request: Request) -> str | None:
     if answer.reply is None:
         return answer.reason or "late"
-    return answer.reply.refusal
+    return answer.reply.refusal or (None if answer.reply.answers == request.digest else "reply-replayed")
 
 
 __all__ = ["SecureSum", "TooFew"]

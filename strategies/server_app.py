@@ -11,8 +11,9 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from strategies.coordinator import conduct
+from strategies.coordinator import CoordinatorFolder, conduct
 from strategies.flower import FlowerFederation
+from strategies.lock import alone
 
 COORDINATOR = "MEDSYNX_COORDINATOR"  #: environment variable with the coordinator's folder
 app = ServerApp()
@@ -24,4 +25,6 @@ def main(grid: Grid, context: Context) -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stdout)
     folder = Path(os.environ[COORDINATOR])
     roster = {site: int(node) for site, node in json.loads((folder / "roster.json").read_text("utf-8")).items()}
-    conduct(FlowerFederation(grid, roster), folder, dict(context.run_config))
+    config = dict(context.run_config)
+    with alone(CoordinatorFolder(folder).run(str(config["run"])), context.run_id):
+        conduct(FlowerFederation(grid, roster), folder, config)

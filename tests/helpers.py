@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from medsynx.generators import families_of
 from medsynx.generators.base import Arrays
@@ -50,6 +51,15 @@ def make_site(
     return site
 
 
+def add_dataset(site: SiteFolder, name: str, table: pd.DataFrame, *, apart: bool = True) -> None:
+    """Register one more table, by default with the officer's word that its patients are others."""
+    table.to_csv(site.path / f"{name}.csv", index=False)
+    file = site.path / "site.yaml"
+    policy = yaml.safe_load(file.read_text("utf-8"))
+    policy["datasets"][name] = {"path": f"{name}.csv", "apart": apart}
+    file.write_text(yaml.safe_dump(policy, sort_keys=False), "utf-8")
+
+
 def masking_sites(folder: Path, study: Study, names: tuple[str, ...], **how: object) -> dict[str, SiteFolder]:
     """Enrolled sites that approved a study of trust mode ``secure-sum``."""
     out = {
@@ -72,9 +82,9 @@ def make_tables(folder: Path, sites: int = 3, rows: int = 300) -> list[Path]:
     return out
 
 
-def zero_reply(size: int) -> Reply:
+def zero_reply(size: int, request: Request | None = None) -> Reply:
     """An answer of the right shape to a secure-sum step."""
-    return Reply({"sum": RING.pack(np.zeros(size, np.uint64))})
+    return Reply({"sum": RING.pack(np.zeros(size, np.uint64))}, answers=request.digest if request else "")
 
 
 def integers(arrays: Arrays) -> np.ndarray:

@@ -7,6 +7,7 @@ All of it is post-processing of what the sites released.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,18 @@ Centre = Literal["mean", "trimmed-mean", "median"]
 Server = Literal["average", "momentum", "adam"]
 TRIMMED = 0.2  #: share of the sites left out at either end of each weight
 MOMENTUM, SECOND, TINY = 0.9, 0.99, 1e-3  #: FedAdam's tau, as its authors found best over many tasks
+BETAS = (0.5, 0.9)  #: of Adam in every adversarial training at a site
 OWN = "server."  #: names of the optimiser's arrays in a state; they stay at the coordinator
+
+
+def adam_reach(rate: float, steps: int, betas: tuple[float, float]) -> float:
+    """How far ``steps`` steps of Adam at this rate can move one weight, whatever the gradients.
+
+    A step is at most ``rate`` times mean / root mean square of the past gradients under two exponential windows, which Cauchy-Schwarz bounds for
+    ``betas[0] ** 2 < betas[1]`` (cf. Kingma and Ba 2015, section 2.1); the corrections of both windows are below 1 then. One percent for rounding.
+    """
+    first, second = betas
+    return 1.01 * rate * steps * (1 - first) / math.sqrt(1 - second) / math.sqrt(1 - first**2 / second)
 
 
 def centre(updates: list[Arrays], how: Centre) -> Arrays:

@@ -121,7 +121,7 @@ class DpGan:
                 Sampling(p.sample_rate, p.critic_steps),
             )
             rounds = [
-                Step(f"round {k}", "model-update", "train", size, 0.0, sampling=sampling)
+                Step(f"round {k}", "model-update", "train", size, 0.0, sampling=sampling, reach=p.reach)
                 for k in range(1, p.exchanges + 1)
             ]
         return (first, *rounds)

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from medsynx.generators.base import Arrays
 from medsynx.generators.dp_gan_sum import SLOPE
 
-BETAS = (0.5, 0.9)  #: of Adam, for both networks
 PULL = 3.0  #: weight of the single columns in the generator's loss
 
 

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medsynx.generators.averaging import OWN
+from medsynx.generators.averaging import BETAS, OWN
 from medsynx.generators.base import Arrays
-from medsynx.generators.dp_gan_networks import BETAS, faded, plain, tensors
+from medsynx.generators.dp_gan_networks import faded, plain, tensors
 from medsynx.generators.dp_gan_sum import MEAN, SERVER
 from medsynx.generators.gan_parameters import GanParameters
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from medsynx.generators.averaging import Centre, Server
+from medsynx.generators.averaging import BETAS, Centre, Server, adam_reach
 
 
 class GanParameters(BaseModel):
@@ -43,3 +43,9 @@ class GanParameters(BaseModel):
     server: Server = "average"
     server_rate: float = Field(default=1.0, gt=0, le=10)
     proximal: float = Field(default=0.0, ge=0, le=100)
+
+    @property
+    def reach(self) -> float:
+        """How far a round at a site moves a weight of the generator, whatever the site's patients."""
+        turns = self.critic_steps // self.generator_every
+        return adam_reach(self.generator_rate, turns * self.generator_steps, BETAS)

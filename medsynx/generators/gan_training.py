@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from medsynx.generators.averaging import BETAS
 from medsynx.generators.base import Patients
-from medsynx.generators.dp_gan_networks import BETAS, faded, set_rate
+from medsynx.generators.dp_gan_networks import faded, set_rate
 from medsynx.generators.dpsgd import MIXING, SecretNoise, SecretNoiseOptimizer, patient_rows, poisson_sample
 from medsynx.generators.gan_parameters import GanParameters
 from medsynx.plan import Sampling

@@ -1,7 +1,7 @@
 """``image-dp-gan``: a convolutional generator trained against critics that learn from noised gradients only.
 
-First the means of the classes are summed (``means``), at low spatial frequencies, with the numbers of patients: the generator starts from
-them and is held near them. Then it learns how images of a class differ, in one of two ways (``gradients``):
+First come the two sums of ``moments``: the generator starts as that family's Gaussians, and its classes' means are held near the measured ones.
+Then it learns what Gaussians over low frequencies cannot show, in one of two ways (``gradients``):
 
 - ``local``: each site trains a critic of its own with DP-SGD (:mod:`medsynx.generators.gan_training`) and the shared generator against it. The critic
   stays; the generator's weights leave and are averaged. Few exchanges; each site's noise is all its own.
@@ -13,7 +13,9 @@ A generator only ever sees a critic, so it is post-processing of a DP mechanism.
 
 from __future__ import annotations
 
+import io
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,16 +25,15 @@ from medsynx.generators import dp_gan_sum, image_sizes
 from medsynx.generators.averaging import advance, weights_of
 from medsynx.generators.base import Arrays, Artefact, Contribution, ImagePatients, Patients, State, Total
 from medsynx.generators.gan_parameters import GanParameters
-from medsynx.generators.image_sum import left_out, present, shares
-from medsynx.generators.moments import Basis, in_ball
+from medsynx.generators.image_sum import left_out, present
+from medsynx.generators.moments import COVARIANCES, MEANS, Moments, basis_of
 from medsynx.generators.torch_needed import torch_needed
 from medsynx.plan import PricedStep, Sampling, Step
 from medsynx.study import Study
 
-MEANS = "means"
 ROUNDS = {"local": 10, "summed": 150}
-MEANS_SHARE = 0.1  #: of the family's budget
-FREQUENCIES = 10  #: K of the K x K lowest frequencies of the means
+START_SHARE = 0.5  #: of the family's budget for the two sums
+MOMENTS = Moments()
 
 
 class Parameters(GanParameters):
@@ -62,17 +63,16 @@ class Parameters(GanParameters):
         return self.rounds or ROUNDS[self.gradients]
 
 
-def basis(study: Study) -> Basis:
-    """The frequencies of the means, and the layout of their sum."""
-    assert study.image is not None
-    return Basis(study.image, FREQUENCIES)
+def taught(study: Study) -> Study:
+    """The study as ``moments`` sees it."""
+    return study.with_family("moments")
 
 
 def shapes(study: Study) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the generator's weights."""
     assert study.image is not None
-    latent = Parameters.model_validate(study.family.parameters).latent
-    return image_sizes.generator_from_means(study.image.shape, len(study.image.classes), latent)
+    latent, spec = Parameters.model_validate(study.family.parameters).latent, study.image
+    return image_sizes.generator_from_moments(spec.shape, len(spec.classes), latent, basis_of(taught(study)).size)
 
 
 def critic_shapes(study: Study) -> dict[str, tuple[int, ...]]:
@@ -87,22 +87,28 @@ def count(weights: dict[str, tuple[int, ...]]) -> int:
     return sum(math.prod(shape) for shape in weights.values())
 
 
-def measured(study: Study, total: Total) -> dict[str, Any]:
-    """What the first step tells: each class's mean coefficients (0 for one that noise hides) and share, about how many ``patients`` there are."""
-    where = basis(study)
-    sums, counts = where.means.split(total.arrays["sum"])
-    std = where.means.count_std(total.noise_std)
-    here = present(counts, std)
-    means = where.mean_radius * sums * here[:, None] / np.maximum(counts, 1.0)[:, None]
-    return {
-        "means": means.tolist(),
+def measured(study: Study, state: State, sites: int) -> tuple[Arrays, dict[str, Any]]:
+    """What the two sums tell: means and factors of the classes' Gaussians, and facts - shares of the classes, about how many ``patients``.
+
+    Raises:
+        MedsynxError: ``patients-too-few`` when noise hides every class.
+    """
+    artefact = MOMENTS.export(taught(study), state)
+    with np.load(io.BytesIO(artefact.files["moments.npz"])) as held:
+        gaussians = {n: held[n] for n in ("means", "factors")}
+    cargo = basis_of(taught(study)).means
+    _, counts = cargo.split(state.arrays[MEANS])
+    std = cargo.count_std(float(state.facts["noise_std"][MEANS]))
+    facts = {
+        "means": gaussians["means"].tolist(),
         "counts": counts.tolist(),
         "count_std": std,
-        "shares": shares(counts, std),
-        "patients": max(1.0, float(counts[here].sum())),
-        "sites": total.sites,
+        "shares": artefact.sampler["shares"],
+        "patients": max(1.0, float(counts[present(counts, std)].sum())),
+        "sites": sites,
         "rounds": 0,
     }
+    return gaussians, facts
 
 
 class ImageDpGan:
@@ -113,35 +119,35 @@ class ImageDpGan:
         return Parameters.model_validate(raw)
 
     def plan(self, study: Study) -> tuple[Step, ...]:
-        """The means, then one model-update or one sum of gradients a round."""
-        p, where = self.parameters(study.family.parameters), basis(study)
-        first = Step(MEANS, "secure-sum", "train", where.means.size, MEANS_SHARE, where.means.sensitivity)
+        """The sums of ``moments``, then one model-update or one sum of gradients a round."""
+        p = self.parameters(study.family.parameters)
+        first = (replace(s, share=START_SHARE * s.share) for s in MOMENTS.plan(taught(study)))
         names = [f"round {k}" for k in range(1, p.exchanges + 1)]
         if p.gradients == "summed":
             size, once = count(critic_shapes(study)), Sampling(p.sample_rate, 1)
-            return (first, *(Step(n, "secure-sum", "train", size, 0.0, dp_gan_sum.SENSITIVITY, once) for n in names))
+            return (*first, *(Step(n, "secure-sum", "train", size, 0.0, dp_gan_sum.SENSITIVITY, once) for n in names))
         size, sampling = count(shapes(study)), Sampling(p.sample_rate, p.critic_steps)
-        return (first, *(Step(n, "model-update", "train", size, 0.0, sampling=sampling) for n in names))
+        updates = (Step(n, "model-update", "train", size, 0.0, sampling=sampling, reach=p.reach) for n in names)
+        return (*first, *updates)
 
     def next_step(self, study: Study, state: State) -> Step | None:
-        """The means, then the round after the last combined one."""
-        steps = self.plan(study)
-        done = 1 + int(state.facts["rounds"]) if "rounds" in state.facts else 0
-        return steps[done] if done < len(steps) else None
+        """The sums, then the round after the last combined one."""
+        plan = self.plan(study)
+        if "rounds" not in state.facts:
+            return next(s for s in plan if s.name not in state.arrays)
+        done = 2 + int(state.facts["rounds"])
+        return plan[done] if done < len(plan) else None
 
     def contribute(
         self, study: Study, priced: PricedStep, state: State, patients: Patients, keep: Arrays
     ) -> Contribution:
-        """Sums of coefficients and counts; or a generator trained at the site, whose critic stays.
+        """What ``moments`` sums; clipped gradients of the public critic; or a generator trained at the site, whose critic stays.
 
         Raises ValueError when the state does not have the study's shape.
         """
         assert isinstance(patients, ImagePatients)
-        where = basis(study)
-        if priced.step.name == MEANS:
-            return Contribution(
-                {"sum": where.means.add_up(patients, lambda x, _: in_ball(where.coefficients(x), where.mean_radius))}
-            )
+        if priced.step.name in (MEANS, COVARIANCES):
+            return MOMENTS.contribute(taught(study), priced, state, patients, keep)
         if self.parameters(study.family.parameters).gradients == "summed":
             from medsynx.generators.image_dp_gan_sum import sampled_sum
 
@@ -155,14 +161,17 @@ class ImageDpGan:
         return Contribution(generator, keep=critic)
 
     def combine(self, study: Study, priced: PricedStep, state: State, total: Total) -> State:
-        """The means start the generator; then one step of the coordinator's optimiser a round."""
-        p = self.parameters(study.family.parameters)
-        if priced.step.name == MEANS:
+        """The sums start the generator; then one step of the coordinator's optimiser a round."""
+        p, name = self.parameters(study.family.parameters), priced.step.name
+        if name in (MEANS, COVARIANCES):
+            state = MOMENTS.combine(taught(study), priced, state, total)
+            if name == MEANS:
+                return state
             with torch_needed():
                 from medsynx.generators.image_dp_gan_sum import begin
                 from medsynx.generators.image_dp_gan_training import start
-            facts = measured(study, total)
-            weights = start(study, facts)
+            gaussians, facts = measured(study, state, total.sites)
+            weights = start(study, gaussians)
             return State(begin(study, weights) if p.gradients == "summed" else weights, facts)
         facts = {**state.facts, "rounds": int(state.facts["rounds"]) + 1}
         if p.gradients == "summed":
@@ -179,7 +188,7 @@ class ImageDpGan:
             from medsynx.generators.image_dp_gan_training import export
         manifest = {"kind": "onnx-images", "file": "generator.onnx", "latent": p.latent, "shares": facts["shares"]}
         notes = (
-            "The generator started from noised class means and learnt from critics trained with DP-SGD.",
+            f"The generator started as the Gaussians of `moments` ({START_SHARE:.0%} of the budget) and learnt from critics under DP-SGD.",
             *left_out(study.image.classes, np.asarray(facts["counts"]), float(facts["count_std"])),
         )
         weights = dp_gan_sum.published(state.arrays) if p.gradients == "summed" else weights_of(state.arrays)

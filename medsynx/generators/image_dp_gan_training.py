@@ -1,4 +1,4 @@
-"""``image-dp-gan``'s networks at work (torch): the start from class means, a round at a site, the export."""
+"""``image-dp-gan``'s networks at work (torch): the start from class Gaussians, a round at a site, the export."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from torch import Tensor
 from medsynx.generators.base import Arrays, ImagePatients, State
 from medsynx.generators.dp_gan_networks import plain, tensors
 from medsynx.generators.gan_training import CriticTrainer, play, seed_fakes
-from medsynx.generators.image_dp_gan import Parameters, basis
-from medsynx.generators.image_networks import Critic, GeneratorFromMeans, device, to_onnx
+from medsynx.generators.image_dp_gan import Parameters, taught
+from medsynx.generators.image_networks import Critic, GeneratorFromMoments, device, to_onnx
+from medsynx.generators.image_sizes import doublings
+from medsynx.generators.moments import basis_of
 from medsynx.plan import PricedStep
 from medsynx.study import Study
 
 PULL = 30.0  #: weight of the means in the generator's loss: of their squared distance a pixel
-QUIET = 0.3  #: of the last layer's first weights: the generator begins near the means
+QUIET = 0.3  #: of the last layer's first weights: the generator begins near the Gaussians
 
 
 def settings(study: Study) -> Parameters:
@@ -27,10 +29,11 @@ def settings(study: Study) -> Parameters:
     return Parameters.model_validate(study.family.parameters)
 
 
-def make_generator(study: Study, weights: Arrays | None = None) -> GeneratorFromMeans:
+def make_generator(study: Study, weights: Arrays | None = None) -> GeneratorFromMoments:
     """The study's generator, with these weights."""
     assert study.image is not None
-    made = GeneratorFromMeans(study.image.shape, len(study.image.classes), settings(study).latent)
+    where, spec = basis_of(taught(study)), study.image
+    made = GeneratorFromMoments(spec.shape, len(spec.classes), settings(study).latent, where.rows, where.columns)
     if weights is not None:
         made.load_state_dict(tensors(weights))
     return made
@@ -42,18 +45,22 @@ def make_critic(study: Study) -> Critic:
     return Critic(study.image.shape, len(study.image.classes), settings(study).critic_width)
 
 
-def start(study: Study, facts: dict[str, Any]) -> Arrays:
-    """Where every site starts: the measured means, and a public draw seeded by the study's digest, on which no privacy rests."""
-    where = basis(study)
-    blocks = np.asarray(facts["means"]).reshape(-1, where.channels, len(where.rows), len(where.columns))
-    means = (where.rows.T @ blocks @ where.columns + 0.5).clip(0.02, 0.98)
+def start(study: Study, gaussians: Arrays) -> Arrays:
+    """Where every site starts: the measured Gaussians, and a public draw seeded by the study's digest, on which no privacy rests.
+
+    Args:
+        gaussians: ``means`` (classes, size) and ``factors`` (classes, size, directions), of which the last are the largest.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(study.digest[:16], 16))
-        made = make_generator(study)
-    with torch.no_grad():
-        made.base.copy_(torch.from_numpy(np.log(means / (1 - means))).flatten(1))
-        made.get_parameter(f"draw.{len(made.draw) - 1}.weight").mul_(QUIET)
-    return plain(made)
+        weights = plain(make_generator(study))
+    assert study.image is not None
+    last = f"draw.{4 * doublings(study.image.shape)}.weight"
+    weights[last] = QUIET * weights[last]
+    weights["means"], found = gaussians["means"], gaussians["factors"][:, :, -settings(study).latent :]
+    factors = np.zeros((*found.shape[:2], settings(study).latent), np.float32)
+    factors[:, :, : found.shape[2]] = found
+    return weights | {"factors": factors.reshape(len(factors), -1)}
 
 
 class Fakes:
@@ -64,7 +71,7 @@ class Fakes:
     """
 
     def __init__(self, study: Study, facts: dict[str, Any]) -> None:
-        where, p, place = basis(study), settings(study), device()
+        where, p, place = basis_of(taught(study)), settings(study), device()
         self.batch, self.latent, self.place = p.batch, p.latent, place
         self.share = torch.tensor(facts["shares"], device=place)
         self.rows, self.columns = (torch.from_numpy(m).float().to(place) for m in (where.rows, where.columns))
@@ -74,7 +81,7 @@ class Fakes:
         """One-hot, (batch, classes), by the classes' shares."""
         return torch.eye(len(self.share), device=self.place)[torch.multinomial(self.share, self.batch, True)]
 
-    def __call__(self, generator: GeneratorFromMeans) -> tuple[Tensor, Tensor]:
+    def __call__(self, generator: GeneratorFromMoments) -> tuple[Tensor, Tensor]:
         """(batch, pixels and class), and the pull to the means."""
         label = self.labels()
         images = generator(torch.randn(self.batch, self.latent, device=self.place), label)

@@ -7,12 +7,15 @@ import itertools
 import math
 import warnings
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medsynx.generators.image_sizes import HIDDEN, WIDTH, grid, stages, widths
 
 GROUPS = 4  #: of group normalisation
+DARK = 0.02  #: the Gaussian's pixels keep this far from black and white, where a logit has no end
 SLOPE = 0.2  #: of the critic's leaky ReLU
 
 
@@ -61,17 +64,36 @@ class Generator(nn.Module):
         return self.logits(z, label).sigmoid()
 
 
-class GeneratorFromMeans(Generator):
-    """The same, on top of one learnt image a class: it can start as its class's mean."""
+class GeneratorFromMoments(Generator):
+    """The same, on top of one learnt Gaussian a class over low frequencies (as ``moments`` makes), drawn from the same noise.
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, latent: int) -> None:
+    Args:
+        rows, columns: cosines, (frequencies, pixels) along each axis.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        classes: int,
+        latent: int,
+        rows: NDArray[np.float64],
+        columns: NDArray[np.float64],
+    ) -> None:
         super().__init__(shape, classes, latent, grouped=True)
-        self.base = nn.Parameter(torch.zeros(classes, shape[2] * shape[0] * shape[1]))
+        self.block, self.latent = (shape[2], len(rows), len(columns)), latent
+        size = math.prod(self.block)
+        self.means = nn.Parameter(torch.zeros(classes, size))
+        self.factors = nn.Parameter(torch.zeros(classes, size * latent))
+        self.register_buffer("rows", torch.from_numpy(rows).float(), persistent=False)
+        self.register_buffer("columns", torch.from_numpy(columns).float(), persistent=False)
 
     def logits(self, z: Tensor, label: Tensor) -> Tensor:
         """Of the pixels."""
-        found = super().logits(z, label)
-        return found + (label @ self.base).view_as(found)
+        factors = (label @ self.factors).view(-1, math.prod(self.block), self.latent)
+        found = label @ self.means + (factors @ z[:, :, None])[:, :, 0]
+        rows, columns = self.get_buffer("rows"), self.get_buffer("columns")
+        pixels = (rows.T @ found.view(-1, *self.block) @ columns + 0.5).clamp(DARK, 1 - DARK)
+        return super().logits(z, label) + (pixels / (1 - pixels)).log()
 
 
 class Critic(nn.Module):

@@ -27,12 +27,15 @@ def widths(shape: tuple[int, int, int]) -> list[int]:
     return [max(WIDTH // 2**k, LEAST) for k in range(doublings(shape) + 1)]
 
 
-def generator_from_means(shape: tuple[int, int, int], classes: int, latent: int) -> dict[str, tuple[int, ...]]:
-    """Weights of ``image_networks.GeneratorFromMeans``, by name."""
-    height, width, channels = shape
+def generator_from_moments(
+    shape: tuple[int, int, int], classes: int, latent: int, coefficients: int
+) -> dict[str, tuple[int, ...]]:
+    """Weights of ``image_networks.GeneratorFromMoments``, by name. ``coefficients``: numbers of one image's low frequencies."""
+    channels = shape[2]
     coarse, wide = WIDTH * math.prod(grid(shape)), widths(shape)
     out: dict[str, tuple[int, ...]] = {
-        "base": (classes, channels * height * width),
+        "means": (classes, coefficients),
+        "factors": (classes, coefficients * latent),
         "project.0.weight": (HIDDEN, latent + classes),
         "project.0.bias": (HIDDEN,),
         "project.1.weight": (HIDDEN,),

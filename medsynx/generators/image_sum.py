@@ -21,8 +21,8 @@ from medsynx.plan import Sensitivity
 
 UNIT = 2**16  #: integers a unit: about 1,000 steps in a typical random feature
 COUNT = 0.3  #: what a patient adds to the count of a class; small, since it takes part in the norm
-#: Images whose features are computed at a time. Every batch is filled up to it, so that an image's features, to the last bit, do not depend on
-#: how many others there are: neighbouring data sets then differ by one patient's vector and nothing else.
+#: Images whose features are computed at a time. Every batch is filled up to it: with features that, to the last bit, do not depend on where an image
+#: stands in its batch, nothing depends on the others, and neighbouring data sets differ by one patient's vector and nothing else.
 BATCH = 128
 
 Features = Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.floating]]
@@ -53,7 +53,7 @@ class ImageSum:
         """All patients as one vector in units.
 
         Args:
-            features: images (BATCH, channels, height, width) and their classes -> (BATCH, width), rows of norm 1 at most.
+            features: images (BATCH, channels, height, width) and their classes -> (BATCH, width), rows of norm 1 at most, each of its image alone.
         """
         out = np.zeros((self.classes, self.width + self.counted), np.int64)
         for at in _whole_patients(patients.patient):

@@ -33,8 +33,8 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     features: int = Field(default=1000, ge=8, le=10_000)
-    steps: int = Field(default=300, ge=1, le=100_000)
-    learning_rate: float = Field(default=5e-3, gt=0, le=0.1)
+    steps: int = Field(default=250, ge=1, le=100_000)
+    learning_rate: float = Field(default=1e-2, gt=0, le=0.1)
     latent: int = Field(default=32, ge=2, le=512)
 
 

@@ -83,6 +83,22 @@ def test_the_tables_without_noise_are_the_classifiers_own_answers():
     assert found["tstr_balanced_accuracy"]["value"] == pytest.approx(expected, abs=1e-3)
 
 
+def test_alike_images_get_one_answer_from_a_classifier_that_hangs_on_the_last_bit():
+    """Its score of this image is nothing but rounding, made large: were it to depend on where an image stands, one patient would move the others."""
+    study, pixels = study_of("abcdefghi"), np.random.default_rng(4).random((12, 12))
+    layout = Layout(study)
+    seen = layout.scattering(pixels.astype(np.float32).reshape(1, 1, 12, 12))[0].astype(float)
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        weights = rng.normal(size=(9, layout.scattering.width))
+        weights -= np.outer(weights @ seen, seen) / (seen @ seen)
+        state = State({"weights": 1e12 * weights, "bias": np.zeros(9)})
+        rows = patients(np.repeat(pixels[None], 300, axis=0), np.zeros(300, int))
+        priced = priced_plan(study).find("evaluate: hold-out")
+        answers, _ = layout.split(Evaluation().contribute(study, priced, state, rows, {}).arrays["sum"])
+        assert sorted(answers.ravel()) == [0] * 80 + [300]
+
+
 def test_few_patients_give_no_reliable_figure():
     study, (pixels, label) = study_of(), stripes(12, 2)
     found = judged(study, start(study, made(100, 1)), pixels / 255, label)

@@ -31,7 +31,7 @@ from strategies.coordinator import CoordinatorFolder
 from strategies.in_process import InProcessFederation
 from strategies.rounds import Run
 from tests.conftest import RAW_STUDY, small_table
-from tests.helpers import make_site
+from tests.helpers import add_dataset, make_site
 
 pytestmark = [pytest.mark.federation, pytest.mark.timeout(400)]
 SITES = ("east", "north", "west")
@@ -57,8 +57,7 @@ def deployed(tmp_path_factory):
         limits = {"epsilon_lifetime": 100, "trust": ("local", "secure-sum")}
         site = make_site(folder, STUDY, small_table(300, number), name=folder.name, **limits)
         # what leaves without noise spoils its data set for good, so that run has one of its own
-        text = (folder / "site.yaml").read_text()
-        (folder / "site.yaml").write_text(text.replace("datasets:\n", "datasets:\n  spare:\n    path: table.csv\n"))
+        add_dataset(site, "spare", small_table(300, 100 + number))
         site.approve(NOISELESS, "spare")
     introduce(sites)
     for folder in sites.values():
@@ -99,7 +98,7 @@ def test_with_noise_off_it_gives_the_same_aggregate_as_one_process(deployed, tmp
     _, coordinator, sites = deployed
     run = f"same-{study.name}"
     for name, folder in sites.items():  # the same hospitals, with ledgers of their own
-        shutil.copytree(folder, tmp_path / name, ignore=shutil.ignore_patterns("*.sqlite", "runs"))
+        shutil.copytree(folder, tmp_path / name, ignore=shutil.ignore_patterns("*.sqlite", "witness", "runs"))
     noise(deployed, False)
     try:
         result = finish(deployed, study, run, seconds=300)

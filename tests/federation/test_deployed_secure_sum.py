@@ -23,9 +23,9 @@ from strategies.coordinator import CoordinatorFolder
 from strategies.federation import Answer
 from strategies.in_process import InProcessFederation
 from strategies.rounds import Run
-from tests.conftest import RAW_STUDY
+from tests.conftest import RAW_STUDY, small_table
 from tests.federation.test_deployed import finish
-from tests.helpers import masking_sites
+from tests.helpers import add_dataset, masking_sites
 
 pytestmark = [pytest.mark.federation, pytest.mark.slow, pytest.mark.timeout(600)]
 SITES = ("east", "north", "south", "west")
@@ -43,9 +43,8 @@ def deployed(tmp_path_factory):
     """Four hospitals that know each other, noise off so that totals can be compared to the digit; a data set for each run."""
     root = tmp_path_factory.mktemp("masked")
     sites = {n: s.path for n, s in masking_sites(root / "sites", STUDIES["before"], SITES, noise=False).items()}
-    for folder in sites.values():
-        text = (folder / "site.yaml").read_text()
-        (folder / "site.yaml").write_text(text.replace("datasets:\n", "datasets:\n  spare:\n    path: table.csv\n"))
+    for number, folder in enumerate(sites.values()):
+        add_dataset(SiteFolder(folder), "spare", small_table(300, 100 + number))
         SiteFolder(folder).approve(STUDIES["after"], "spare")
     coordinator = CoordinatorFolder(root / "coordinator")
     for study in STUDIES.values():
@@ -83,7 +82,7 @@ def test_a_hospital_that_dies_in_a_masked_sum(deployed, tmp_path, name, watched,
         federation.check()
         time.sleep(0.5)
     for site, folder in sites.items():
-        shutil.copytree(folder, tmp_path / site, ignore=shutil.ignore_patterns("*.sqlite", "runs"))
+        shutil.copytree(folder, tmp_path / site, ignore=shutil.ignore_patterns("*.sqlite", "witness", "runs"))
     begun = {n: len(Audit(f / "audit.sqlite").chain.entries()) for n, f in sites.items()}
 
     def kill():

@@ -47,6 +47,7 @@ def test_from_nothing_to_a_released_generator(tmp_path):
             small_table(300, number).to_csv(table, index=False)
             desk.enrol(name, SitePolicy(site=name, datasets={"table": Dataset(path=table)}, limits=limits))
             agents.enter_context(desk.agent(name))
+        desk.admitted(*SITES)
         federation = desk.federation
         until(lambda: set(desk.roster().values()) <= federation.control.online(), 120, federation)
         command(site_app, "rotate", "--yes", "--dir", tmp_path / "west")  # its agent takes the new key up

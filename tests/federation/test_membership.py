@@ -6,9 +6,11 @@ Attacks speak Flower's own protocol with Flower's own code, over TLS, to the rea
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -43,6 +45,7 @@ from server.cli import app as server_app
 from site_agent.cli import app as site_app
 from site_agent.enrolment import read_node_key
 from site_agent.policy import SiteFolder, SitePolicy
+from strategies.cli import app as coordinator_app
 
 pytestmark = [pytest.mark.federation, pytest.mark.timeout(300)]
 
@@ -61,6 +64,12 @@ def until(ready, seconds, federation):
         time.sleep(0.2)
 
 
+def listens(port):
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
 class Desk:
     """A federation, its server's commands, and its sites' folders."""
 
@@ -69,16 +78,19 @@ class Desk:
         port, base = free_port(), ["--dir", root / "server"]
         command(server_app, "init", *base, "--email", "it@hospital.example")
         token = command(server_app, "token", "create", *base, "--name", "run").strip()
-        (root / "coordinator").mkdir()
-        registry = {"url": f"http://127.0.0.1:{port}", "token": token, "ca": None}
-        (root / "coordinator" / "registry.json").write_text(json.dumps(registry))
         serve = [sys.executable, "-m", "medsynx", "server", "serve", "--dir", str(root / "server"), "--port", str(port)]
         supervisor.start("server", serve, root / "server.log")
-        self.federation = LocalFederation(
-            supervisor, root / "federation", {}, root / "coordinator", server=registry["url"]
-        )
+        url, coordinator = f"http://127.0.0.1:{port}", root / "coordinator"
+        (root / "run.token").write_text(token)
+        self.federation = LocalFederation(supervisor, root / "federation", {}, coordinator, server=url)
         self.url = f"https://localhost:{self.federation.gate_port}"
         command(server_app, "federation", *base, "--url", self.url, "--ca", self.federation.tls.ca)
+        end = time.monotonic() + 60
+        while not listens(port):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        connect = ["connect", "--dir", coordinator, "--url", url, "--token-file", root / "run.token"]
+        assert "none yet" in command(coordinator_app, *connect)
         self.federation.up()
 
     def server(self, *words):
@@ -91,8 +103,10 @@ class Desk:
         SiteFolder.create(folder, policy or SitePolicy(site=name, datasets={}))
         pin = ["--token-file", token, "--ca-fingerprint", told["ca_fingerprint"]]
         command(site_app, "enrol", told["url"], *pin, "--dir", folder)
-        until(lambda: name in self.roster(), 20, self.federation)
         return folder
+
+    def admitted(self, *names):
+        until(lambda: self.roster().keys() >= set(names), 20, self.federation)
 
     def roster(self):
         file = self.root / "coordinator" / "roster.json"
@@ -117,6 +131,7 @@ def desk(tmp_path_factory):
         desk = Desk(tmp_path_factory.mktemp("membership"), supervisor)
         for name in ("north", "south", "west"):
             desk.enrol(name)
+        desk.admitted("north", "south", "west")
         yield desk
 
 

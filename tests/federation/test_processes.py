@@ -91,3 +91,15 @@ def test_a_service_that_dies_is_restarted_or_reported(tmp_path, monkeypatch):
         service.died = None
         supervisor.tend()
         assert service.pause == 0.1
+
+
+def test_a_service_that_dies_at_once_again_and_again_is_given_up(tmp_path):
+    with Supervisor() as supervisor:
+        command = [sys.executable, "-c", "print('port taken')"]
+        supervisor.start("link", command, tmp_path / "log", restart=True, pause=0.01, give_up=2)
+        until = time.monotonic() + 30
+        while not supervisor.ended() and time.monotonic() < until:
+            supervisor.tend()
+            time.sleep(0.02)
+        assert supervisor.ended() == ["link"] and supervisor.services["link"].restarts == 2
+        assert supervisor.tail("link") == ["port taken"] * 3

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medsynx.generators import get_family
-from medsynx.generators.averaging import advance, centre, weights_of
+from medsynx.generators.averaging import adam_reach, advance, centre, weights_of
 from medsynx.generators.base import State, Total
 from medsynx.generators.dp_gan import initial_weights, shapes
 from medsynx.plan import PricedStep
@@ -80,3 +80,18 @@ def test_the_proximal_term_holds_a_site_near_the_shared_generator(study):
         out = get_family("dp-gan").contribute(gan, priced, State(first, facts), patients, {}).arrays
         moved[proximal] = float(sum(((out[n] - first[n]) ** 2).sum() for n in first))
     assert moved[100.0] < 0.7 * moved[0.0]
+
+
+@pytest.mark.parametrize("betas", [(0.5, 0.9), (0.9, 0.999)])
+def test_adam_moves_no_weight_further_than_its_reach(betas):
+    """Gradients made to move it as far as they can: each as large as the window before it makes worth while."""
+    import torch
+
+    for growth in (1.0, 1.2, 1.5, betas[1] / betas[0]):
+        weight = torch.zeros(1, requires_grad=True)
+        adam, steps = torch.optim.Adam([weight], lr=0.01, betas=betas), 40
+        for k in range(steps):
+            weight.grad = torch.full((1,), growth**k)
+            adam.step()
+        moved = abs(weight.item())
+        assert 0.3 * steps * 0.01 < moved <= adam_reach(0.01, steps, betas)

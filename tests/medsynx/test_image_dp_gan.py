@@ -15,16 +15,17 @@ from medsynx.errors import MedsynxError
 from medsynx.generators import get_family, image_dp_gan, image_sizes
 from medsynx.generators.averaging import weights_of
 from medsynx.generators.base import ImagePatients, State, Total
-from medsynx.generators.dp_gan_networks import plain, tensors
+from medsynx.generators.dp_gan_networks import tensors
 from medsynx.generators.dp_gan_sum import CRITIC, NORM, published
 from medsynx.generators.gan_coordinator import under
 from medsynx.generators.gan_training import CriticTrainer
 from medsynx.generators.image_dp_gan_sum import clipped_sum
-from medsynx.generators.image_dp_gan_training import Fakes, make_critic, make_generator, records_of, start
-from medsynx.generators.image_networks import Critic, GeneratorFromMeans
+from medsynx.generators.image_dp_gan_training import Fakes, make_critic, make_generator, records_of
+from medsynx.generators.image_networks import Critic, GeneratorFromMoments
+from medsynx.generators.moments import cosines
 from medsynx.image_samplers import open_image_sampler
 from medsynx.plan import PricedStep, Sampling
-from medsynx.privacy import dpsgd_event, epsilon
+from medsynx.privacy import calibrate, dpsgd_event, epsilon
 from medsynx.study import parse_study
 from tests.conftest import RAW_IMAGE_STUDY, stripes
 
@@ -57,33 +58,43 @@ NOBODY = patients_of(np.zeros((0, 1, 12, 12)), [])
 
 
 def measured(study=STUDY, patients=None, sites=1, noise=False):
-    """The state after the first step, and what it told."""
-    rows = striped(400, 1) if patients is None else patients
-    priced = priced_plan(study).steps[0]
-    vector = FAMILY.contribute(study, priced, State(), rows, {}).arrays["sum"]
-    std = priced.noise_std if noise else 0.0
-    vector = vector + np.round(np.random.default_rng(0).normal(0, std, len(vector))).astype(np.int64)
-    return FAMILY.combine(study, priced, State(), Total({"sum": vector}, std, sites))
+    """The state after the two sums."""
+    rows, state, rng = striped(400, 1) if patients is None else patients, State(), np.random.default_rng(0)
+    for priced in (planned(study, 0), planned(study, 1)):
+        vector = FAMILY.contribute(study, priced, state, rows, {}).arrays["sum"]
+        std = priced.noise_std if noise else 0.0
+        vector = vector + np.round(rng.normal(0, std, len(vector))).astype(np.int64)
+        state = FAMILY.combine(study, priced, state, Total({"sum": vector}, std, sites))
+    return state
+
+
+def planned(study, number):
+    """A step, priced as if it were alone: these tests do not look at the noise."""
+    step = FAMILY.plan(study)[number]
+    return calibrate(study.privacy, [step]).steps[0]
 
 
 def a_round(study, noise_multiplier, rate, iterations):
-    step = replace(FAMILY.plan(study)[1], sampling=Sampling(rate, iterations))
+    step = replace(FAMILY.plan(study)[2], sampling=Sampling(rate, iterations))
     return PricedStep(step, noise_multiplier, dpsgd_event(noise_multiplier, rate, iterations))
 
 
 # -- sizes
 
 
+def generator_of(shape):
+    return GeneratorFromMoments(shape, 3, 5, cosines(shape[0], 7), cosines(shape[1], 7))
+
+
 @pytest.mark.parametrize("shape", [(28, 28, 1), (64, 64, 3), (31, 40, 1), (128, 96, 1), (8, 8, 3)])
 def test_sizes_known_without_torch_are_the_networks(shape):
     for made, known in (
-        (GeneratorFromMeans(shape, 3, 5), image_sizes.generator_from_means(shape, 3, 5)),
+        (generator_of(shape), image_sizes.generator_from_moments(shape, 3, 5, 49 * shape[2])),
         (Critic(shape, 3, 6), image_sizes.critic(shape, 3, 6)),
     ):
         assert {n: tuple(t.shape) for n, t in made.state_dict().items()} == known
-        assert not list(made.buffers()), "statistics of records would leave without noise"
     label = torch.eye(3)[[0, 2]]
-    pixels = GeneratorFromMeans(shape, 3, 5)(torch.randn(2, 5), label)
+    pixels = generator_of(shape)(torch.randn(2, 5), label)
     assert pixels.shape == (2, shape[2], *shape[:2]) and pixels.min() >= 0 and pixels.max() <= 1
     assert Critic(shape, 3, 6)(torch.cat([pixels.flatten(1), label], 1)).shape == (2, 1)
 
@@ -102,8 +113,8 @@ def test_the_example_study_is_planned_in_both_ways():
     for way in ("local", "summed"):
         varied = study.with_family("image-dp-gan", {"gradients": way})
         plan = priced_plan(varied)
-        assert plan.steps[0].step.name == "means" and plan.steps[0].step.cargo == "secure-sum"
-        assert {s.step.cargo for s in plan.steps[1:-1]} == {"model-update" if way == "local" else "secure-sum"}
+        assert [s.step.name for s in plan.steps[:3]] == ["means", "covariances", "round 1"]
+        assert {s.step.cargo for s in plan.steps[2:-1]} == {"model-update" if way == "local" else "secure-sum"}
         assert all(s.noise_multiplier > 0.5 for s in plan.steps)
 
 
@@ -244,7 +255,7 @@ def test_networks_of_another_shape_are_refused_whatever_the_images(way):
     bad = State({n: a[..., :-1] for n, a in state.arrays.items()}, state.facts)
     for rows in (NOBODY, striped(30, 1)):
         with pytest.raises(ValueError, match="shape"):
-            FAMILY.contribute(study, priced_plan(study).steps[1], bad, rows, {})
+            FAMILY.contribute(study, planned(study, 2), bad, rows, {})
 
 
 # -- sums of gradients
@@ -290,7 +301,7 @@ def test_a_summed_round_asks_a_poisson_sample_of_patients():
     critic = make_critic(study)
     critic.load_state_dict(tensors(under(state.arrays, CRITIC)))
     everyone = clipped_sum(critic, records_of(study, rows, "cpu")(np.arange(30)), P.clip_norm, real=True)
-    priced = priced_plan(study).steps[1]
+    priced = planned(study, 2)
     assert (FAMILY.contribute(study, priced, state, rows, {}).arrays["sum"] == everyone).all()
     rare = replace(priced, step=replace(priced.step, sampling=Sampling(1e-9, 1)))
     assert not FAMILY.contribute(study, rare, state, rows, {}).arrays["sum"].any()
@@ -299,15 +310,17 @@ def test_a_summed_round_asks_a_poisson_sample_of_patients():
 # -- what the coordinator makes of it
 
 
-def test_the_generator_starts_as_the_class_means():
+def test_the_generator_starts_as_the_gaussians_of_moments():
+    """Their means, their spread, and images that look like their class, before any critic has said a word."""
     rows = striped(600, 8)
     state = measured(patients=rows)
-    made = make_generator(STUDY, start(STUDY, state.facts))
+    made = make_generator(STUDY, state.arrays)
     with torch.no_grad():
-        drawn = made(torch.randn(200, P.latent), torch.eye(2)[torch.arange(200) % 2]).numpy()
+        drawn = made(torch.randn(600, P.latent), torch.eye(2)[torch.arange(600) % 2]).numpy()
     for k in (0, 1):
-        real, found = (x.mean(axis=0) for x in (rows.images[rows.codes[:, 0] == k], drawn[k::2]))
-        assert np.abs(found - real).mean() < 0.05
+        real, found = rows.images[rows.codes[:, 0] == k], drawn[k::2]
+        assert np.abs(found.mean(axis=0) - real.mean(axis=0)).mean() < 0.05
+        assert found.std(axis=0).mean() == pytest.approx(real.std(axis=0).mean(), rel=0.35)
 
 
 def test_the_pull_is_the_distance_of_class_means_without_bias():
@@ -356,8 +369,9 @@ LEARNING = {
 
 
 @pytest.mark.parametrize("way", sorted(LEARNING))
-def test_without_noise_it_learns_how_images_of_a_class_differ(way):
-    """Class means show the stripes' direction faintly and no phase at all. The two sites have one class each, almost."""
+def test_without_noise_it_learns_how_images_of_a_class_differ(way, monkeypatch):
+    """From class means alone, which show the stripes' direction and no phase at all. The two sites have one class each, almost."""
+    monkeypatch.setattr(image_dp_gan, "measured", without_factors)
     study = study_of(
         gradients=way,
         **{"batch": 32, "clip_norm": 5.0, "critic_rate": 4e-3, "average": 0.9, **LEARNING[way]},
@@ -369,12 +383,16 @@ def test_without_noise_it_learns_how_images_of_a_class_differ(way):
     made = open_image_sampler(artefact.sampler, artefact.files, study).sample(300, np.random.default_rng(0))
     down = (np.diff(made.pixels, axis=2) ** 2).mean(axis=(1, 2, 3))
     across = (np.diff(made.pixels, axis=3) ** 2).mean(axis=(1, 2, 3))
+    assert ((across > down) == (made.label == 1)).mean() > 0.9
     spread = [
         x[label == 0].std(axis=0).mean() for x, label in ((made.pixels, made.label), (rows.images, rows.codes[:, 0]))
     ]
-    print(way, ((across > down) == (made.label == 1)).mean(), spread)
-    assert ((across > down) == (made.label == 1)).mean() > 0.9
     assert spread[0] > 0.3 * spread[1], "images of a class differ"
+
+
+def without_factors(study, state, sites, real=image_dp_gan.measured):
+    gaussians, facts = real(study, state, sites)
+    return gaussians | {"factors": 0 * gaussians["factors"]}, facts
 
 
 @pytest.mark.parametrize("way", ["local", "summed"])
@@ -407,7 +425,5 @@ def test_too_few_patients_for_any_class_are_said():
 
 
 def test_the_start_is_public_and_the_same_everywhere():
-    facts = measured().facts
-    one, two = start(STUDY, facts), start(STUDY, facts)
+    one, two = measured().arrays, measured().arrays
     assert all(np.array_equal(one[n], two[n]) for n in one)
-    assert plain(make_critic(STUDY)).keys() == image_dp_gan.critic_shapes(STUDY).keys()

@@ -111,8 +111,21 @@ def test_an_image_has_the_same_features_whoever_is_beside_it():
     images = np.random.default_rng(3).random((BATCH + 40, 1, 28, 28), np.float32)
     label = np.zeros(len(images), np.int64)
     every = in_batches(lambda x, _: features(x), images, label)
-    for at in (slice(0, 1), slice(5, 9), slice(40, BATCH + 33)):
+    for at in (slice(0, 1), slice(5, 9), slice(40, BATCH + 33), slice(1, None), slice(3, None)):
         assert (in_batches(lambda x, _: features(x), images[at], label[at]) == every[at]).all()
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (40, 31, 3)])
+def test_products_over_many_images_are_exact(shape):
+    """In whole numbers, so that no processor adds up another result; black, white and noise."""
+    features = RandomFeatures(shape, 9, seed=1)
+    for view, most in (("pixels", 1), ("scatter", 4)):
+        wide = len(features.matrices[view])
+        values = np.stack([np.zeros(wide), np.full(wide, most), RNG.random(wide) * most]).astype(np.float32)
+        whole = [[int(v) for v in np.rint(row * np.float32(2**18))] for row in values]
+        told = [[int(w) for w in column] for column in features.whole[view].T]
+        exact = [[sum(a * b for a, b in zip(row, column, strict=True)) / 2**38 for column in told] for row in whole]
+        assert (features._exact(values, view) == np.float32(exact)).all()
 
 
 @pytest.mark.parametrize("value", [50.0, 1e30, np.inf, np.nan])

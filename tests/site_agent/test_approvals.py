@@ -13,6 +13,7 @@ from medsynx.moments import until
 from medsynx.study import load_study
 from medsynx.wire import Request
 from site_agent import approvals
+from site_agent.approvals import me
 from site_agent.cli import app
 from site_agent.door import Door
 from site_agent.service import SiteService
@@ -23,7 +24,7 @@ from tests.helpers import make_site
 @pytest.fixture
 def desk(tmp_path, study, raw_study):
     """A site that has approved nothing, and the study as a file."""
-    site = make_site(tmp_path / "north", study, small_table(300, 1), approve=False)
+    site = make_site(tmp_path / "north", study, small_table(300, 1), approve=False, approvers=("Dr. Grey", me()))
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(raw_study, sort_keys=False))
     return site, file, load_study(file)

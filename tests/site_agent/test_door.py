@@ -35,8 +35,8 @@ def refusal(call) -> str:
     return caught.value.code
 
 
-def ask(site: SiteFolder, study, step="tables", run="run-1", **how):
-    return SiteService(site, **how).answer(Request(run, study.digest, step, State()))
+def ask(site: SiteFolder, study, step="tables", run="run-1", state=State(), **how):
+    return SiteService(site, **how).answer(Request(run, study.digest, step, state))
 
 
 def test_an_approved_step_leaves_noised_charged_and_audited(site, study):
@@ -113,7 +113,7 @@ def test_what_was_not_approved_or_planned_is_refused(site, study, raw_study):
     assert ask(site, study, step="more").refusal == "step-not-planned"
     assert ask(site, study, run="../../etc").refusal == "step-not-planned"
     assert ask(site, study).refusal is None
-    assert ask(site, study).refusal == "step-replayed"
+    assert ask(site, study, state=State({}, {"other": 1})).refusal == "step-replayed"
     assert ask(site, study, run="run-2").refusal == "budget-exceeded"
     refused = [e["code"] for e in Door(site).audit.chain.entries() if e["kind"] == "refused"]
     assert refused == ["study-not-approved", "step-not-planned", "step-replayed", "budget-exceeded"]
@@ -205,6 +205,7 @@ def test_nothing_else_in_the_site_agent_opens_an_outbound_channel():
     outbound = {"socket", "httpx", "requests", "urllib", "http", "smtplib", "ftplib", "aiohttp", "grpc"}
     membership = {"line", "enrolment", "preflight", "membership_cli", "run"}
     knowing = {"door", "service", "datasets", "ingest", "images", "ledger", "vault", "secure_sum", "client_app", "deid"}
+    knowing |= {"image_files", "image_readers", "vault_images"}
     for path in Path(site_agent.__file__).parent.glob("**/*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = (

@@ -20,6 +20,7 @@ from medsynx.keys import public_pem
 from medsynx.processes import free_port
 from onehost.certificates import make_tls
 from server.app import create_app
+from server.auth import service as auth
 from server.enrolment import service
 from server.folder import ServerFolder
 from site_agent import enrolment, preflight
@@ -241,6 +242,29 @@ def test_spoilt_records_and_open_keys_stop_the_agent(federation):
     assert run(site, "run") == "not-enrolled"
     (site.path / "ca.pem").write_text("no certificate")
     assert run(site, "roster", "--fetch") == "ca-invalid"
+
+
+def test_the_coordinator_connects_to_its_server(federation, tmp_path):
+    from strategies.cli import app
+
+    def connect(url, token, *more):
+        (tmp_path / "token").write_text(f"{token}\n")
+        words = ["connect", "--dir", tmp_path / "c", "--url", url, "--token-file", tmp_path / "token", *more]
+        done = CliRunner().invoke(app, [str(w) for w in words])
+        return done.exception.code if isinstance(done.exception, MedsynxError) else done.output
+
+    with Session(federation.app.state.engine) as db:
+        token = auth.new_service_token(db, "run", 1)
+    ca = ["--ca", federation.tls.ca]
+    assert connect(federation.url, "msx_wrong", *ca) == "token-invalid"
+    assert connect(federation.url, token) == "federation-unreachable", "not a CA of the system"
+    assert connect(f"https://localhost:{free_port()}", token, *ca) == "federation-unreachable"
+    assert connect("nonsense", token) == "federation-unreachable"
+    assert connect(federation.url, token, "--ca", tmp_path / "none") == "request-invalid"
+    assert not (tmp_path / "c" / "registry.json").exists()
+    assert "connected" in connect(f"{federation.url}/", token, *ca)
+    kept = tmp_path / "c" / "registry.json"
+    assert kept.stat().st_mode & 0o777 == 0o600 and json.loads(kept.read_text())["url"] == federation.url
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from medsynx.plan import Plan, Sensitivity, Step
 from medsynx.privacy import calibrate
 from medsynx.study import PrivacySpec
 from site_agent.chain import Chain
-from site_agent.ledger import Budget, Ledger
+from site_agent.ledger import Account, Budget, Ledger
 
 SPEC = PrivacySpec(epsilon=1.0, delta=1e-5)
 BUDGET = Budget(epsilon=1.3, delta=1e-5)
@@ -22,8 +22,8 @@ def plan(*parts: str) -> Plan:
     return calibrate(SPEC, steps)
 
 
-def reserve(ledger: Ledger, p: Plan, i: int, run: str, dataset: str = "table", budget: Budget = BUDGET) -> None:
-    ledger.reserve(dataset, "0" * 64, run, p.steps[i], p, budget)
+def reserve(ledger: Ledger, p: Plan, i: int, run: str, dataset: str = "table", budget: Budget = BUDGET, **how) -> None:
+    ledger.reserve(Account(dataset, **how), "0" * 64, run, p.steps[i], p, budget)
 
 
 def refusal(call) -> str:
@@ -62,8 +62,29 @@ def test_training_and_holdout_patients_spend_apart_and_data_sets_too(tmp_path):
     reserve(ledger, p, 0, "a")
     reserve(ledger, p, 1, "a")
     assert ledger.spent("table", 1e-5) == pytest.approx(1.0, rel=1e-3)
-    reserve(ledger, p, 0, "a", dataset="other")
-    assert ledger.spent("other", 1e-5) == pytest.approx(1.0, rel=1e-3)
+    apart = {"dataset": "other", "shares": lambda name: False}
+    reserve(ledger, p, 0, "a", **apart)
+    assert ledger.spent("other", 1e-5, lambda name: False) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_data_sets_spend_one_budget_unless_they_are_apart(tmp_path):
+    """A name is no identity: nobody knows that the patients of another name are other patients."""
+    ledger, p = Ledger(tmp_path / "l"), plan("train", "holdout")
+    reserve(ledger, p, 0, "a")
+    assert refusal(lambda: reserve(ledger, p, 0, "b", dataset="other")) == "budget-exceeded"
+    reserve(ledger, p, 0, "b", dataset="other", shares=lambda name: False)
+    assert ledger.spent("table", 1e-5) > 1.4, "read without the policy, everything counts"
+
+
+def test_a_training_patient_of_one_split_may_be_a_holdout_patient_of_the_next(tmp_path):
+    """Costs on the two parts compose in parallel within one split of the patients only."""
+    p, wide = plan("train", "holdout"), Budget(10, 1e-5)
+    one, two = Ledger(tmp_path / "one"), Ledger(tmp_path / "two")
+    for ledger, splits in ((one, ("s", "s")), (two, ("s", "t"))):
+        for step, split in enumerate(splits):
+            reserve(ledger, p, step, "ab"[step], split=split, budget=wide)
+    assert one.spent("table", 1e-5) == pytest.approx(1.0, rel=1e-3)
+    assert two.spent("table", 1e-5) > 1.4
 
 
 def test_a_step_is_charged_once_a_run(tmp_path):

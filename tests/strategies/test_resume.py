@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from medsynx.generators.base import State
+from medsynx.study import parse_study
+from medsynx.wire import Reply, Request
+from site_agent.answers import Answers
+from site_agent.audit import Audit
+from site_agent.ledger import Ledger
+from site_agent.service import SiteService
 from strategies.checkpoint import Checkpoint, load, save
 from strategies.in_process import InProcessFederation
 from strategies.rounds import Run
+from tests.conftest import RAW_STUDY
+from tests.helpers import masking_sites
 from tests.strategies.test_rounds import handlers
+
+MASKED = {
+    **RAW_STUDY,
+    "privacy": {**RAW_STUDY["privacy"], "trust": "secure-sum"},
+    "rounds": {"quorum": 3, "deadline_seconds": 60},
+    "evaluation": {"federated": False},
+}
 
 
 class Stopped(Exception):
@@ -59,3 +77,87 @@ def test_one_without_noise_stays_marked_after_a_stop(tmp_path, study):
         Run(study, Stopping(sites, [], "cliques"), "r1", checkpoint=file).conduct()
     del sites["loud"]
     assert Run(study, InProcessFederation(sites), "r1", checkpoint=file).conduct().private is False
+
+
+class Losing(InProcessFederation):
+    """Dies after every site has answered one exchange and before an answer is read. Counts what was asked."""
+
+    def __init__(self, handlers, at=("", "")) -> None:
+        super().__init__(handlers)
+        self.at, self.asked = at, []
+
+    def ask(self, request, sites, deadline):
+        answers, one = (
+            super().ask(request, sites, deadline),
+            next(iter(request.values())) if isinstance(request, dict) else request,
+        )
+        self.asked.append((one.step, one.exchange))
+        if (one.step, one.exchange) == self.at:
+            raise Stopped
+        return answers
+
+
+def books(folders):
+    """What the ledgers and audit logs of sites say, step by step."""
+    charged = [
+        [e["step"] for e in Ledger(f / "ledger.sqlite").chain.entries() if e["kind"] == "reserve"] for f in folders
+    ]
+    left = [[(e["kind"], e["step"]) for e in Audit(f / "audit.sqlite").chain.entries()] for f in folders]
+    return charged, left
+
+
+@pytest.mark.parametrize("lost", ["tables", "evaluate: reference", "evaluate: hold-out"])
+def test_an_answer_that_was_lost_is_given_again_byte_for_byte_and_charged_once(tmp_path, study, lost):
+    sites, file = handlers(tmp_path, study), tmp_path / "checkpoint.npz"
+    with pytest.raises(Stopped):
+        Run(study, Losing(sites, (lost, "")), "r1", checkpoint=file).conduct()
+    outcome = Run(study, Losing(sites), "r1", checkpoint=file).conduct()
+    steps = [s.step.name for s in outcome.plan.steps]
+    assert all(r.missing == {} for r in outcome.rounds) and [r.step for r in outcome.rounds] == steps
+    charged, left = books([tmp_path / s for s in sites])
+    assert charged == [steps] * 3, "each step once"
+    assert all(e.count(("released", lost)) == e.count(("again", lost)) == 1 for e in left)
+
+
+def test_only_the_same_request_gets_the_same_bytes(tmp_path, study):
+    """Another state is another question: it is refused, because its answer would cost again. So is what was changed on the site's disk."""
+    site = handlers(tmp_path, study, count=1)["s0"]
+    asked = Request("r1", study.digest, "tables", State({}, {"x": 1}))
+    first = site(asked)
+    assert (site(asked).arrays["sum"] == first.arrays["sum"]).all() and site(asked).answers == asked.digest
+    assert site(replace(asked, state=State({}, {"x": 2}))).refusal == "step-replayed"
+    file = tmp_path / "s0" / "runs" / "r1.answer"
+    assert file.stat().st_mode & 0o077 == 0
+    answers = Answers(file.parent)
+    answers.keep(asked, replace(first, arrays={"sum": first.arrays["sum"] ^ np.uint8(1)}))
+    assert site(asked).refusal == "step-replayed", "the audit log holds other bytes"
+    answers.keep(asked, first)
+    (tmp_path / "s0" / "approvals" / f"{study.digest}.json").unlink()
+    assert site(asked).refusal == "study-not-approved", "an approval that was taken back holds for what left, too"
+
+
+def test_a_day_old_answer_is_gone(tmp_path):
+    answers, old, new = Answers(tmp_path), Request("old", "d", "s", State()), Request("new", "d", "s", State())
+    answers.keep(old, Reply())
+    os.utime(tmp_path / "old.answer", (0, 0))
+    answers.keep(new, Reply())
+    assert answers.find(old) is None and answers.find(new) is not None
+
+
+@pytest.mark.parametrize("exchange", ["advert", "share", "mask", "confirm", "unmask"])
+def test_a_secure_sum_goes_on_in_the_exchange_it_stopped_in(tmp_path, exchange):
+    """Sites mask once a step; with the journal and the same answers given again no vector is lost, whenever the coordinator dies."""
+    study = parse_study(MASKED)
+    folders = masking_sites(tmp_path / "sites", study, ("east", "north", "south", "west"))
+    sites = {n: SiteService(f).answer for n, f in folders.items()}
+    file, at = tmp_path / "checkpoint.npz", ("cliques", exchange)
+    with pytest.raises(Stopped):
+        Run(study, Losing(sites, at), "r1", checkpoint=file).conduct()
+    again = Losing(sites)
+    outcome = Run(study, again, "r1", checkpoint=file).conduct()
+    assert again.asked[0] == at, "nothing before it is asked again"
+    assert all(r.answered == sorted(sites) and r.missing == {} for r in outcome.rounds) and outcome.private
+    charged, left = books([f.path for f in folders.values()])
+    assert charged == [[s.step.name for s in outcome.plan.steps]] * 4
+    assert all([kind for kind, _ in e].count("again") == 1 and e.count(("released", "cliques")) == 1 for e in left)
+    assert not (tmp_path / "exchanges").exists(), "masked vectors do not stay at the coordinator"

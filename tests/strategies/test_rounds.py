@@ -5,11 +5,13 @@ import pytest
 
 from evaluation.programme import priced_plan
 from medsynx.generators.base import State
+from medsynx.privacy import share_std
 from medsynx.secure_sum.ring import RING
 from medsynx.study import parse_study
 from medsynx.wire import Reply, Request
 from site_agent.service import SiteService
-from strategies.aggregate import combine, usable
+from strategies.aggregate import TAIL, combine, fault
+from strategies.attendance import Attendance
 from strategies.in_process import InProcessFederation
 from strategies.rounds import QuorumLost, Run
 from tests.conftest import RAW_STUDY, small_table
@@ -35,7 +37,7 @@ def test_a_run_says_who_took_part_and_what_it_cost(tmp_path, study):
 
 def test_a_refusing_or_broken_site_is_named_and_the_quorum_carries_on(tmp_path, study):
     three = handlers(tmp_path, study)
-    three |= {"refuses": refuse("budget-exceeded"), "raises": lambda r: 1 / 0, "short": lambda r: zero_reply(3)}
+    three |= {"refuses": refuse("budget-exceeded"), "raises": lambda r: 1 / 0, "short": lambda r: zero_reply(3, r)}
     outcome = Run(study, InProcessFederation(three), "r1").conduct()
     assert outcome.rounds[0].missing == {
         "refuses": "budget-exceeded",
@@ -95,6 +97,11 @@ def test_totals_do_not_depend_on_order_and_noise_adds_up(study):
     assert combine(replies, priced, secure).noise_std == pytest.approx(priced.noise_std)
 
 
+def step_of(raw_study, name):
+    study = parse_study(raw_study)
+    return study, priced_plan(study).find(name)
+
+
 @pytest.mark.parametrize(
     "arrays",
     [
@@ -105,21 +112,101 @@ def test_totals_do_not_depend_on_order_and_noise_adds_up(study):
     ],
 )
 def test_malformed_sums_are_not_used(study, arrays):
-    priced = priced_plan(study).find("tables")
+    priced, request = priced_plan(study).find("tables"), Request("r", study.digest, "tables", State())
     if arrays.get("sum") is not None and isinstance(arrays["sum"], str):
         arrays = {"sum": np.zeros((priced.step.size, 5), np.float64)}
-    assert not usable(Reply(arrays), priced, State())
+    assert fault(Reply(arrays, answers=request.digest), request, priced, study) == "reply-invalid"
 
 
-def test_malformed_models_are_not_used(raw_study):
+def test_a_sum_larger_than_clipping_and_noise_allow_is_refused_by_name(study):
+    """The bound is public: the step's limit and twelve deviations of the noise. At the bound it passes, one unit further it does not."""
+    priced, request = priced_plan(study).find("tables"), Request("r", study.digest, "tables", State())
+    bound = int(priced.step.limit + TAIL * share_std(priced, study.privacy, study.rounds.quorum))
+
+    def verdict(value, masked=False):
+        vector = np.zeros(priced.step.size, np.int64)
+        vector[7] = value
+        reply = Reply({"sum": RING.pack(RING.encode(vector))}, answers=request.digest)
+        return fault(reply, request, priced, study, masked=masked)
+
+    assert verdict(bound) is None and verdict(-bound) is None
+    assert verdict(bound + 1) == verdict(-bound - 1) == "reply-too-large"
+    assert verdict(bound + 1, masked=True) is None, "a masked vector is uniform: there is nothing to look at"
+
+
+def test_a_model_that_is_malformed_not_finite_or_too_far_away_is_refused_by_name(raw_study):
     raw_study["family"] = {"name": "dp-gan", "parameters": {"rounds": 1, "critic_steps": 1}}
-    study = parse_study(raw_study)
+    study, priced = step_of(raw_study, "round 1")
     from medsynx.generators.dp_gan import initial_weights
 
-    priced, good = priced_plan(study).find("round 1"), initial_weights(study)
-    assert usable(Reply(good), priced, State()) and usable(Reply(good), priced, State(good))
-    nan = {**good, "in.bias": np.full_like(good["in.bias"], np.nan)}
-    turned = {**good, "mid.weight": good["mid.weight"].reshape(1, -1)}
-    assert not usable(Reply(nan), priced, State(good)) and not usable(Reply(turned), priced, State(good))
+    good = initial_weights(study)
+    request = Request("r", study.digest, "round 1", State(good))
+
+    def verdict(**changed):
+        return fault(Reply({**good, **changed}, answers=request.digest), request, priced, study)
+
+    bias, reach = good["in.bias"], priced.step.reach
+    assert verdict() is None and verdict(**{"in.bias": bias + np.float32(0.99 * reach)}) is None
+    assert verdict(**{"in.bias": np.full_like(bias, np.nan)}) == "reply-not-finite"
+    assert verdict(**{"mid.weight": good["mid.weight"].reshape(1, -1)}) == "reply-invalid"
+    assert verdict(**{"in.bias": bias.astype(np.float64)}) == "reply-invalid"
+    assert verdict(**{"in.bias": bias + np.float32(1.01 * reach)}) == "reply-too-large"
+    assert verdict(**{"in.bias": np.full_like(bias, -3e38)}) == "reply-too-large"
     mean = combine({"a": Reply(good), "b": Reply({n: w * 3 for n, w in good.items()})}, priced, study)
     assert np.allclose(mean.arrays["mid.weight"], good["mid.weight"] * 2, atol=1e-6)
+
+
+def test_an_answer_to_another_step_or_run_is_refused_by_name(tmp_path, study):
+    """Cargo kept from one step and sent for the next, or from a run before, even where its shape fits."""
+    kept = {}
+
+    def parrot(name, key):
+        honest = handlers(tmp_path / name, study, count=1)["s0"]
+
+        def answer(request):
+            if key(request) not in kept:
+                kept[key(request)] = honest(request)
+            return kept[key(request)]
+
+        return answer
+
+    three = handlers(tmp_path, study)
+    outcome = Run(study, InProcessFederation({**three, "x": parrot("x", lambda r: "x")}), "r1").conduct()
+    assert [r.missing.get("x") for r in outcome.rounds] == [None] + ["reply-replayed"] * 3
+    other = handlers(tmp_path / "second", study)
+    again = Run(study, InProcessFederation({**other, "x": lambda r: kept["x"]}), "r2").conduct()
+    assert again.rounds[0].missing == {"x": "reply-replayed"}
+
+
+def test_a_site_that_is_late_again_and_again_sits_out_and_may_come_back():
+    roll = Attendance(quorum=2)
+    asked = []
+    for _ in range(12):
+        called, why = roll.call(["a", "b", "slow"])
+        assert set(called) | set(why) == {"a", "b", "slow"} and "late" not in why.values()
+        asked.append("slow" in called)
+        roll.note(called, {"slow": "late"} if "slow" in called else {})
+    assert asked == [True, True, False, False, True, False, False, False, False, True, False, False]
+    called, why = roll.call(["b", "slow"])
+    assert called == ["b", "slow"] and why == {"a": "offline"}, "not set aside while a quorum needs it"
+    roll.note(called, {})
+    assert roll.call(["a", "b", "slow"]) == (["a", "b", "slow"], {}), (
+        "one answer in time clears it; who was away is back"
+    )
+
+
+def test_a_slow_site_costs_two_deadlines_and_not_one_a_step(tmp_path, raw_study):
+    import time
+
+    raw_study["rounds"]["deadline_seconds"] = 1.5
+    study = parse_study(raw_study)
+
+    def slow(request: Request) -> Reply:
+        time.sleep(3)
+        return Reply()
+
+    for site in (sites := handlers(tmp_path, study)).values():
+        site(Request("warm-up", study.digest, "tables", State()))  # imports are not the sites' slowness
+    sites = handlers(tmp_path / "fresh", study)
+    outcome = Run(study, InProcessFederation({**sites, "slow": slow}, workers=4), "r1").conduct()
+    assert [r.missing.get("slow") for r in outcome.rounds] == ["late", "late", "set-aside", "set-aside"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from medsynx import codec
-from medsynx.generators.averaging import advance, weights_of
+from medsynx.generators.averaging import BETAS, adam_reach, advance, weights_of
 from medsynx.generators.base import Arrays, Artefact, Contribution, Family, Patients, State, Total
 from medsynx.generators.synthcity import networks
 from medsynx.generators.synthcity.catalogue import SURVIVAL
@@ -43,8 +43,11 @@ class Synthcity:
             return family.plan(taught)
         size = sum(int(np.prod(s)) for s in _shapes(study, p).values())
         sampling = Sampling(p.sample_rate, p.steps)
+        # tvae and ddpm train the shared network itself, with Adam as torch has it
+        reach = adam_reach(p.learning_rate, p.steps, (0.9, 0.999) if p.plugin in ("tvae", "ddpm") else BETAS)
         return tuple(
-            Step(f"round {k}", "model-update", "train", size, 0.0, sampling=sampling) for k in range(1, p.rounds + 1)
+            Step(f"round {k}", "model-update", "train", size, 0.0, sampling=sampling, reach=reach)
+            for k in range(1, p.rounds + 1)
         )
 
     def next_step(self, study: Study, state: State) -> Step | None:

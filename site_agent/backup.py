@@ -1,0 +1,60 @@
+"""A back-up of a site's folder: one tar file of what cannot be made again, each database as of one moment."""
+
+from __future__ import annotations
+
+import io
+import os
+import sqlite3
+import tarfile
+import tempfile
+from pathlib import Path
+
+from medsynx.errors import MedsynxError
+from site_agent.policy import SiteFolder
+
+BOOKS = ("ledger.sqlite", "audit.sqlite", "patients.sqlite")
+FILES = ("site.yaml", "site.key", "identity.pem", "roster.json")
+
+
+def write_backup(site: Path, file: Path) -> int:
+    """Write the back-up (0600) whole or not at all; returns how many files are in it. Raises ``policy-refused``, ``file-exists``, ``disk-full``."""
+    SiteFolder(site).policy()
+    if file.exists():
+        raise MedsynxError("file-exists", f"{file} exists")
+    part = file.with_name(file.name + ".part")
+    try:
+        with (
+            os.fdopen(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as out,
+            tarfile.open(fileobj=out, mode="w") as tar,
+        ):
+            for name in (n for n in BOOKS if (site / n).exists()):
+                data = _snapshot(site / name, file.parent)
+                entry = tarfile.TarInfo(name)
+                entry.size, entry.mode = len(data), 0o600
+                tar.addfile(entry, io.BytesIO(data))
+            for path in (site / n for n in (*FILES, "approvals")):
+                if path.exists():
+                    tar.add(path, path.name)
+            count = len(tar.getmembers())
+            tar.close()
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(file)
+    except OSError as error:
+        raise MedsynxError("disk-full", f"{file} cannot be written: {error.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)
+    return count
+
+
+def _snapshot(database: Path, near: Path) -> bytes:
+    """The database between two transactions, whoever writes meanwhile."""
+    with tempfile.TemporaryDirectory(dir=near) as folder:
+        copy = Path(folder) / database.name
+        source, target = sqlite3.connect(database), sqlite3.connect(copy)
+        try:
+            source.backup(target)
+        finally:
+            source.close()
+            target.close()
+        return copy.read_bytes()

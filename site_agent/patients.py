@@ -1,0 +1,80 @@
+"""Who is in which data set, as keyed names that never leave: what holds a data set to its word that its patients are in no other (``apart``).
+
+Noted before a data set is first computed on, whether or not any is ``apart``, so that the word can be checked later too. Names are HMACs under the
+site's key; patients are compared by their ids, and records that carry none by their whole content.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from medsynx.errors import MedsynxError
+from site_agent.ingest import Marks
+
+#: Two people may have equal records. More of the smaller data set than this, and they are taken for the same people.
+CHANCE = 0.05
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS mark (dataset TEXT, name BLOB, kind TEXT, PRIMARY KEY (dataset, name)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS by_name ON mark (name);
+"""
+
+
+class PatientBook:
+    """One file a site (0600).
+
+    Args:
+        path: created when absent.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.exists():
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+        with self._open() as db:
+            db.executescript(SCHEMA)
+
+    def note(self, dataset: str, marks: Marks) -> None:
+        """Remember that these patients are, or once were, in the data set."""
+        rows = [(dataset, n, "id") for n in marks.ids] + [(dataset, n, "record") for n in marks.records]
+        with self._open() as db:
+            db.execute("BEGIN IMMEDIATE")
+            db.executemany("INSERT OR IGNORE INTO mark VALUES (?, ?, ?)", rows)
+            db.execute("COMMIT")
+
+    def refuse_shared(self, dataset: str, others: Iterable[str]) -> None:
+        """Raise ``patients-shared`` unless the data set shares no patient with any of the others; one that was never noted may share all."""
+        with self._open() as db:
+            mine = self._counts(db, dataset)
+            for other in others:
+                theirs = self._counts(db, other)
+                if not mine or not theirs:
+                    raise _shared(dataset, other, f"the patients of {other if mine else dataset} were never noted")
+                common = {
+                    kind: db.execute(
+                        "SELECT count(*) FROM mark a JOIN mark b ON a.name = b.name WHERE a.dataset = ? AND b.dataset = ? AND a.kind = ?",
+                        (dataset, other, kind),
+                    ).fetchone()[0]
+                    for kind in ("id", "record")
+                }
+                alike = common["record"] > CHANCE * min(mine.get("record", 0), theirs.get("record", 0))
+                if common["id"] or alike:
+                    raise _shared(dataset, other, "they hold the same patients")
+
+    def _counts(self, db: sqlite3.Connection, dataset: str) -> dict[str, int]:
+        return dict(db.execute("SELECT kind, count(*) FROM mark WHERE dataset = ? GROUP BY kind", (dataset,)))
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+        try:
+            yield db
+        finally:
+            db.close()
+
+
+def _shared(dataset: str, other: str, why: str) -> MedsynxError:
+    return MedsynxError("patients-shared", f"data sets {dataset} and {other} are not apart: {why}")

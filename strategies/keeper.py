@@ -1,0 +1,113 @@
+"""Keeps runs going: starts those that were asked for, starts again those whose ServerApp died, ends those that are to stop.
+
+Everything is in the coordinator's folder: whoever may write there may ask for a run, and a service that was killed goes on from what it finds::
+
+    runs/RUN/request.json   the study's digest; whoever wrote it asked for the run
+    runs/RUN/attempts.json  Flower's run id of each start, and why there was one
+    runs/RUN/lock           held (flock) by the ServerApp for as long as it lives: it says so itself, however it died
+    runs/RUN/stop           the run is to stop
+    runs/RUN/result.json    how it ended; written once, and then nobody touches the run again
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+
+from strategies.control import Control
+from strategies.coordinator import CoordinatorFolder, fail
+from strategies.lock import holder
+
+log = logging.getLogger("medsynx.coordinator")
+LIMIT = 5  #: restarts of a run that finishes no further exchange
+LOOK_SECONDS = 2.0  #: how often Flower is asked about a run whose ServerApp is not there
+KILL_SECONDS = 10.0
+
+
+@dataclass
+class _Watched:
+    """A run this process started; ``looked`` is when Flower was last asked about it."""
+
+    flower: int
+    looked: float = field(default_factory=time.monotonic)
+
+
+class Keeper:
+    """Tends the runs of one coordinator's folder.
+
+    Args:
+        control: of the SuperLink that runs them.
+    """
+
+    def __init__(self, folder: CoordinatorFolder, control: Control) -> None:
+        self.folder, self.control = folder, control
+        self.watched: dict[str, _Watched] = {}
+
+    def tend(self) -> None:
+        """Look after every run that has no result; to be called now and then. A SuperLink that is away is waited for."""
+        for name in self.folder.open_runs():
+            try:
+                self._tend(name)
+            except httpx.HTTPError as away:
+                log.debug("run %s: the SuperLink does not answer (%s)", name, type(away).__name__)
+
+    def _tend(self, name: str) -> None:
+        folder, watched = self.folder.run(name), self.watched.get(name)
+        if (folder / "stop").exists():
+            self._end(name)
+            if self.folder.result(name) is None:
+                fail(self.folder, name, "run-stopped", "stopped by the coordinator")
+        elif watched is None:
+            self._end(name)
+            self._start(name, "asked for" if not self.folder.attempts(name) else "the coordinator's service restarted")
+        elif not self._lives(folder, watched) and self.folder.result(name) is None:
+            self._end(name)
+            self._start(name, "its ServerApp ended without a result")
+
+    def _lives(self, folder: Path, watched: _Watched) -> bool:
+        told, living = holder(folder)
+        if living:
+            return True
+        if told and told["flower"] == str(watched.flower):
+            return False  # it was there and is not any more
+        if time.monotonic() - watched.looked < LOOK_SECONDS:
+            return True
+        watched.looked = time.monotonic()
+        return self.control.status(watched.flower)[0] != "finished"  # not there yet, or never to come
+
+    def _start(self, name: str, why: str) -> None:
+        attempts, done = self.folder.attempts(name), self.folder.exchanges(name)
+        if len(attempts) > LIMIT and all(a["exchanges"] == done for a in attempts[-LIMIT - 1 :]):
+            fail(
+                self.folder,
+                name,
+                "coordinator-failed",
+                f"started {LIMIT + 1} times behind exchange {done} and died each time",
+            )
+            return
+        flower = self.control.start(str(self.folder.request(name)["study"]), name)
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        self.folder.add_attempt(name, {"flower": str(flower), "at": at, "why": why, "exchanges": done})
+        self.watched[name] = _Watched(flower)
+        log.info("run %s: started (%s), %d exchanges are done", name, why, done)
+
+    def _end(self, name: str) -> None:
+        """Make sure that no ServerApp conducts this run any more."""
+        for attempt in self.folder.attempts(name)[-1:]:
+            with contextlib.suppress(httpx.HTTPStatusError):  # it has ended, or this SuperLink never knew it
+                if self.control.status(int(attempt["flower"]))[0] != "finished":
+                    self.control.stop(int(attempt["flower"]))
+        folder, began = self.folder.run(name), time.monotonic()
+        while (found := holder(folder))[1] and found[0]:
+            late = time.monotonic() - began > KILL_SECONDS
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(found[0]["pid"]), signal.SIGKILL if late else signal.SIGTERM)
+            time.sleep(0.2)

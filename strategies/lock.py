@@ -1,0 +1,36 @@
+"""A run is conducted by one process at a time, and a dead one is known at once: the kernel lets go of its lock, however it died."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def alone(folder: Path, flower_run: int) -> Iterator[None]:
+    """Hold a run's lock; BlockingIOError when another ServerApp conducts the run."""
+    with (folder / "lock").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.truncate(0)
+        file.write(json.dumps({"flower": str(flower_run), "pid": os.getpid()}))
+        file.flush()
+        yield
+
+
+def holder(folder: Path) -> tuple[dict[str, Any] | None, bool]:
+    """What the lock file says, and whether the process that wrote it lives."""
+    try:
+        with (folder / "lock").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                living = False
+            except BlockingIOError:
+                living = True
+            return json.loads(file.read() or "null"), living
+    except (OSError, ValueError):
+        return None, False

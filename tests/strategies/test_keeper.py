@@ -1,0 +1,128 @@
+"""The keeper's decisions, with Flower played by a few lines: what is started, started again, given up. Real processes: ``tests/federation``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from medsynx.errors import MedsynxError
+from strategies.coordinator import CoordinatorFolder
+from strategies.keeper import LIMIT, Keeper
+from strategies.lock import alone, holder
+from strategies.service import follow, only, require_service, stop
+
+
+class Flower:
+    """Stands for the SuperLink's Control API."""
+
+    def __init__(self) -> None:
+        self.runs: dict[int, str] = {}
+        self.away = False
+
+    def start(self, digest: str, run: str) -> int:
+        if self.away:
+            raise httpx.ConnectError("away")
+        self.runs[len(self.runs) + 1] = "running"
+        return len(self.runs)
+
+    def status(self, number: int) -> tuple[str, str]:
+        return self.runs[number], ""
+
+    def stop(self, number: int) -> None:
+        self.runs[number] = "finished"
+
+
+@pytest.fixture
+def kept(tmp_path, study):
+    folder, flower = CoordinatorFolder(tmp_path), Flower()
+    folder.ask(study, "r")
+    return folder, flower, Keeper(folder, flower)
+
+
+def dies(folder: CoordinatorFolder, flower: Flower) -> None:
+    """A ServerApp takes the run's lock, as in ``server_app.py``, and ends without a result."""
+    with alone(folder.run("r"), max(flower.runs)):
+        pass
+
+
+def test_a_run_is_started_once_and_again_as_soon_as_its_conductor_dies(kept):
+    folder, flower, keeper = kept
+    keeper.tend()
+    keeper.tend()
+    assert list(flower.runs) == [1], "it has not begun yet: it is waited for"
+    with alone(folder.run("r"), 1):
+        keeper.tend()
+        assert list(flower.runs) == [1], "it lives"
+    keeper.tend()
+    assert flower.runs == {1: "finished", 2: "running"} and len(folder.attempts("r")) == 2
+    assert folder.attempts("r")[1]["why"] == "its ServerApp ended without a result"
+
+
+def test_one_that_dies_behind_the_same_exchange_again_and_again_is_failed(kept):
+    folder, flower, keeper = kept
+    for _ in range(3 * LIMIT):
+        keeper.tend()
+        if folder.result("r"):
+            break
+        dies(folder, flower)
+    assert len(flower.runs) == LIMIT + 1 and folder.result("r")["code"] == "coordinator-failed"
+    keeper.tend()
+    assert len(flower.runs) == LIMIT + 1 and folder.open_runs() == []
+
+
+def test_one_that_gets_further_each_time_is_not(kept, monkeypatch):
+    folder, flower, keeper = kept
+    monkeypatch.setattr(folder, "exchanges", lambda name: len(flower.runs))
+    for _ in range(3 * LIMIT):
+        keeper.tend()
+        dies(folder, flower)
+    assert len(flower.runs) == 3 * LIMIT and folder.result("r") is None
+
+
+def test_a_superlink_that_is_away_is_waited_for(kept):
+    folder, flower, keeper = kept
+    flower.away = True
+    keeper.tend()
+    assert flower.runs == {} and folder.attempts("r") == []
+    flower.away = False
+    keeper.tend()
+    assert list(flower.runs) == [1]
+
+
+def test_two_cannot_conduct_one_run_and_a_killed_one_lets_go(tmp_path):
+    (tmp_path / "r").mkdir()
+    script = f"""
+from pathlib import Path; from strategies.lock import alone; import time
+with alone(Path({str(tmp_path / "r")!r}), 7):
+    print('held', flush=True); time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError), alone(tmp_path / "r", 8):
+            pass
+        told, living = holder(tmp_path / "r")
+        assert living and told == {"flower": "7", "pid": other.pid}, "who was refused leaves what is written there"
+        other.kill()
+        other.wait()
+    assert holder(tmp_path / "r") == ({"flower": "7", "pid": other.pid}, False)
+
+
+def test_what_is_asked_wrongly_is_refused_by_name(kept, study):
+    folder = kept[0]
+
+    def code(call) -> str:
+        with pytest.raises(MedsynxError) as caught:
+            call()
+        return caught.value.code
+
+    assert code(lambda: folder.ask(study, "r")) == "run-exists"
+    assert code(lambda: folder.ask(study, "../r")) == "request-invalid"
+    assert code(lambda: require_service(folder.path)) == "coordinator-down"
+    assert code(lambda: follow(folder, "r", print)) == "coordinator-down"
+    assert code(lambda: stop(folder, "other")) == code(lambda: stop(folder, "../r")) == "not-found"
+    with only(folder.path):
+        assert code(lambda: only(folder.path).__enter__()) == "coordinator-busy"
+        require_service(folder.path)
