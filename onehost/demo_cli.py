@@ -79,7 +79,7 @@ def demo(
                     archives,
                     lambda text: bar.update(task, description=f"de-identifying into the vaults: {text}"),
                 )
-                found["deidentified"] = asdict(intake)
+                found |= {"deidentified": asdict(intake), "vault": str(image_demo.vault_report(stage))}
             else:
                 stage_of("dealing scikit-survival's flchain to four hospitals, approving the study at each")
                 stage = play.set_up(folder, family)
@@ -172,7 +172,7 @@ def _show(study: Study, summary: dict[str, Any]) -> None:
     table.add_row("left each site", f"{summary['bytes_per_site']:,} bytes")
     console = Console()
     console.print(table)
-    for name in ("bundle", "rows", "picture", "dicom", "report"):
+    for name in ("bundle", "rows", "vault", "picture", "dicom", "report"):
         if name in summary:
             console.print(f"{name:8}{summary[name]}", soft_wrap=True, highlight=False)
 

@@ -99,18 +99,10 @@ def ingest(stage: Stage, archives: Archives, tell: Callable[[str], None]) -> Int
         while waiting or running:
             while waiting and len(running) < (os.cpu_count() or 1):
                 name = waiting.pop(0)
-                command = [
-                    "site",
-                    "ingest",
-                    archives.folder / name,
-                    "--dataset",
-                    DATASET,
-                    "--dir",
-                    stage.sites[name],
-                    "--json",
-                ]
+                command = ["site", "ingest", str(archives.folder / name), "--dir", str(stage.sites[name])]
+                command += ["--dataset", DATASET, "--json"]
                 log = stage.folder / "logs" / f"ingest-{name}.log"
-                hospitals.start(name, [sys.executable, "-m", "medsynx", *map(str, command)], log)
+                hospitals.start(name, [sys.executable, "-m", "medsynx", *command], log)
                 running.add(name)
             for name in running & set(hospitals.ended()):
                 running.remove(name)
@@ -125,6 +117,11 @@ def ingest(stage: Stage, archives: Archives, tell: Callable[[str], None]) -> Int
         intake.left += _left(site, [p for _, p in archives.radiographs[name]])
         intake.blanked += sum(f["changed"] for f in Vault(site).catalogue.files(DATASET, verdict="clean"))
     return intake
+
+
+def vault_report(stage: Stage) -> Path:
+    """The page that the first hospital's privacy officer signs for: what came in, what did not, and what was blanked."""
+    return next(iter(stage.sites.values())) / "vault" / "reports" / f"{DATASET}.html"
 
 
 def _count(intake: Intake, name: str, hospitals: Supervisor) -> None:
@@ -146,7 +143,7 @@ def _left(site: Path, patients: list[Patient]) -> int:
     rows = [f for f in vault.catalogue.files(DATASET, verdict="clean") if f["kind"] == "dicom"]
     radiographs = {vault.root / f["output"]: known[f["patient"]] for f in rows}
     others = [p for p in vault.root.rglob("*") if p.is_file() and p not in radiographs]
-    rest = b"\n".join(p.read_bytes() for p in others)
+    rest = b"\n".join(p.read_bytes() for p in others).lower()
     return identifiers(radiographs.items()) + sum(p.identifiers_in(rest) for p in known.values())
 
 
