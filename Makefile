@@ -21,6 +21,7 @@ $(VENV)/ready: requirements.lock pyproject.toml
 
 demo: setup
 	@$(BIN)/medsynx demo
+	@$(BIN)/medsynx demo --images
 
 test: setup lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
@@ -38,4 +39,4 @@ lock:
 	  $$UV pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header -q -o requirements.lock
 
 clean:
-	rm -rf $(VENV) medsynx-demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) medsynx-demo medsynx-demo-images .pytest_cache .mypy_cache .ruff_cache

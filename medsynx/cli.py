@@ -21,7 +21,7 @@ ROOMS = {
     "coordinator": ("strategies.cli:app", "Coordinator: serve the federation, start, follow and stop runs."),
     "server": ("server.cli:app", "Server: set up and serve the REST API."),
     "tui": ("tui.cli:app", "Coordinator: the console in a terminal."),
-    "demo": ("onehost.cli:demo_app", "Four hospitals on this machine, from a real table to a download."),
+    "demo": ("onehost.demo_cli:app", "Four hospitals on this machine, from a table or radiographs to a download."),
     "simulate": ("onehost.cli:simulate_app", "Run a study over tables in one process."),
 }
 #: room -> its commands that live in another room

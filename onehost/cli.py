@@ -1,11 +1,9 @@
-"""``medsynx simulate`` and ``medsynx demo``."""
+"""``medsynx simulate`` and ``medsynx rehearse``."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import signal
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,10 +12,6 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from rich.console import Console
-    from rich.progress import TaskID
-
-    from medsynx.study import Study
     from strategies.rounds import Progress
 
 #: title of a line of results -> its figures
@@ -31,7 +25,6 @@ SHOWN = {
     "memorisation": ("memorisation",),
 }
 simulate_app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
-demo_app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 rehearse_app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
@@ -155,114 +148,6 @@ def _beside(figure: dict[str, Any]) -> str:
         weak = f"cannot be told from 0 below {figure['resolution']:.3f}" if figure["reliable"] else "not reliable"
         return f"{shares}; {weak}"
     return ""
-
-
-@demo_app.command()
-def demo(
-    folder: Annotated[Path, typer.Option("--dir", help="The demo's folder; made anew.")] = Path("medsynx-demo"),
-    family: Annotated[str | None, typer.Option(help="Generator family: marginals (default) or dp-gan.")] = None,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Leave the server up afterwards and say how to sign in.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
-) -> None:
-    """Four hospitals as processes on this machine, a real medical table, the real Flower runtime over TLS, the server, a download.
-
-    Ctrl-C stops everything.
-    """
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    from medsynx.processes import Supervisor
-    from onehost import demo as play
-    from onehost.federation import LocalFederation
-
-    console, began = Console(stderr=True), time.monotonic()
-    # A plain kill ends the demo like Ctrl-C does: every process it started goes with it.
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
-    columns = (SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Supervisor() as supervisor:
-        with Bar(*columns, console=console, disable=as_json) as bar:
-
-            def stage_of(text: str) -> TaskID:
-                for done in bar.task_ids:
-                    bar.update(done, total=1, completed=1)
-                return bar.add_task(text, total=None)
-
-            stage_of("dealing scikit-survival's flchain to four hospitals, approving the study at each")
-            stage = play.set_up(folder, family)
-            task = stage_of("starting the federation")
-            federation = LocalFederation(supervisor, folder / "federation", stage.sites, stage.coordinator)
-            url = play.start_server(stage, supervisor, federation.tls)
-            federation.up(lambda text: bar.update(task, description=f"starting the federation: {text}"))
-            (folder / "pids.json").write_text(json.dumps(supervisor.pids()))
-            task = stage_of("running the study over Flower")
-
-            def watch(progress: dict[str, Any]) -> None:
-                sites = ", ".join(f"{s['name']} {s['status']}" for s in progress["sites"])
-                at = f"{progress['message'] or progress['status']} ({progress['round']}/{progress['rounds']})"
-                bar.update(task, description=f"running the study over Flower: {at} {sites}")
-
-            result = play.conduct(stage, federation, watch)
-            stage_of(f"releasing the generator, drawing {play.ROWS:,} rows through the API")
-            files = play.download(stage, url, federation.tls.ca, result["generator_id"])
-            for done in bar.task_ids:
-                bar.update(done, total=1, completed=1)
-        summary = {
-            **result,
-            "patients": stage.patients,
-            "total_seconds": round(time.monotonic() - began, 1),
-            "rows": str(files["rows"]),
-            "report": str(files["report"]),
-        }
-        if as_json:
-            typer.echo(json.dumps(summary))
-        else:
-            _show_demo(stage.study, summary)
-        if keep:
-            _serve_on(url, play.ADMIN, play.RESEARCHER, stage.password_file, federation.tls.ca, console)
-
-
-def _serve_on(url: str, admin: str, researcher: str, password_file: Path, ca: Path, console: Console) -> None:
-    """Wait for Ctrl-C while the server runs."""
-    console.print(f"\nThe server stays up: {url}/docs  (certificate authority: {ca})", soft_wrap=True)
-    console.print(f"Sign in as {admin} or {researcher}; the password is in {password_file}", soft_wrap=True)
-    console.print(f"Console: medsynx tui --url {url} --ca {ca}", soft_wrap=True)
-    console.print("Ctrl-C stops everything.")
-    with contextlib.suppress(KeyboardInterrupt):
-        while True:
-            time.sleep(1)
-
-
-def _show_demo(study: Study, summary: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    figures = summary["figures"]
-    table = Table(title=f"{study.title}: released", show_header=False, title_justify="left")
-    missing = "".join(f"; missing: {s} ({why})" for s, why in summary["missing"].items())
-    table.add_row("sites, patients", f"{', '.join(summary['sites'])}{missing}; {summary['patients']:,} patients")
-    table.add_row("family, rounds", f"{study.family.name}, {summary['rounds']} exchanges over Flower with TLS")
-    table.add_row("seconds", f"{summary['total_seconds']} in all, {summary['seconds']} for the run")
-    table.add_row(
-        "epsilon",
-        f"{summary['epsilon']:.3g} against researchers, {summary['epsilon_coordinator']:.3g} against the coordinator",
-    )
-    table.add_row("", f"delta {summary['delta']:g}, per patient; trust mode {study.privacy.trust}")
-    table.add_row(
-        "utility",
-        f"AUC {number(figures, 'tstr_auc')} trained on synthetic, {number(figures, 'trtr_auc')} trained on real",
-    )
-    table.add_row(
-        "fidelity",
-        f"TVD {number(figures, 'tvd1')} 1-way, {number(figures, 'tvd2')} 2-way (noised, on hold-out patients)",
-    )
-    table.add_row("left each site", f"{summary['bytes_per_site']:,} bytes")
-    console = Console()
-    console.print(table)
-    for name in ("bundle", "rows", "report"):
-        console.print(f"{name:8}{summary[name]}", soft_wrap=True, highlight=False)
 
 
 def number(figures: dict[str, Any], name: str) -> str:

@@ -1,7 +1,7 @@
 """``medsynx demo``: four hospitals, a coordinator, a server and a researcher on one machine, each in processes of its own.
 
 A real table goes through the deployed runtime (SuperLink and SuperNodes over TLS, site executors, the REST server) and ends as a released generator,
-a download through the API and a report.
+a download through the API and a report. What hospitals of radiographs do differently is in :mod:`onehost.image_demo`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -51,37 +51,60 @@ class Stage:
     patients: int
 
 
-def set_up(folder: Path, family: str | None) -> Stage:
-    """Deal the table, set up four sites that approve the study, a coordinator and a server folder. The folder is made anew."""
+def make_anew(folder: Path) -> None:
+    """An empty folder of the demo's. Raises ``file-exists`` for one that is something else's."""
     if folder.exists():
         if not (folder / "demo.json").exists() and any(folder.iterdir()):
             raise MedsynxError("file-exists", f"{folder} exists and is not a demo's folder")
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     (folder / "demo.json").write_text("{}")
-    study = parse_study(yaml.safe_load(files("onehost").joinpath("demo-study.yaml").read_text("utf-8")))
-    if family:
-        study = study.with_family(family)
+
+
+def read_study(file: str, family: str | None) -> Study:
+    """A study that this package ships, with another family where one is named."""
+    study = parse_study(yaml.safe_load(files("onehost").joinpath(file).read_text("utf-8")))
+    return study.with_family(family) if family else study
+
+
+def set_up(folder: Path, family: str | None) -> Stage:
+    """Deal the table to four hospitals that approve the study. The folder is made anew."""
+    make_anew(folder)
+    study = read_study("demo-study.yaml", family)
     tables = deal_flchain(folder / "tables")
+    patients = sum(max(0, sum(1 for _ in table.open("rb")) - 1) for table in tables.values())
+    return enrol(folder, study, "flchain", {n: Dataset(path=t.resolve()) for n, t in tables.items()}, patients)
+
+
+def enrol(
+    folder: Path, study: Study, dataset: str, data: Mapping[str, Dataset], patients: int, *, minimum: int = 100
+) -> Stage:
+    """Set up a site for each hospital's data, which approves the study, a coordinator and a server folder.
+
+    Args:
+        dataset: the name under which each site registers its data.
+        data: hospital -> where they are.
+        minimum: the fewest patients a site answers for.
+    """
     limits = Limits(
         epsilon_per_study=study.privacy.epsilon,
         epsilon_lifetime=study.privacy.epsilon,
         families=families_of(study.family),
+        trust=(study.privacy.trust,),
+        minimum_patients=minimum,
     )
     sites = {}
-    for name, table in tables.items():
-        policy = SitePolicy(site=name, datasets={"flchain": Dataset(path=table.resolve())}, limits=limits)
-        SiteFolder.create(folder / "sites" / name, policy)
+    for name, where in data.items():
+        SiteFolder.create(folder / "sites" / name, SitePolicy(site=name, datasets={dataset: where}, limits=limits))
         sites[name] = folder / "sites" / name
     introduce(sites)
     for site in sites.values():
-        SiteFolder(site).approve(study, "flchain")
+        SiteFolder(site).approve(study, dataset)
     coordinator = folder / "coordinator"
     CoordinatorFolder(coordinator).add_study(study)
     new_key(coordinator / "signing.pem")
     password_file = folder / "password"
     write_secret(password_file, secrets.token_urlsafe(12).encode())
-    patients = sum(max(0, sum(1 for _ in table.open("rb")) - 1) for table in tables.values())
     return Stage(folder, study, sites, coordinator, folder / "server", password_file, patients)
 
 
@@ -131,18 +154,29 @@ def conduct(stage: Stage, federation: LocalFederation, watch: Callable[[dict[str
     return result
 
 
-def download(stage: Stage, url: str, ca: Path, generator: str) -> dict[str, Path]:
-    """What people do with a finished run: the coordinator releases it, the researcher takes rows and the report."""
-    password = stage.password_file.read_text()
+def release(stage: Stage, url: str, ca: Path, generator: str) -> None:
+    """What the coordinator does with a finished run."""
     with Client(url, ca) as coordinator:
-        coordinator.sign_in(ADMIN, password)
+        coordinator.sign_in(ADMIN, stage.password_file.read_text())
         coordinator.release(generator)
-    rows, report = stage.folder / "synthetic.csv", stage.folder / "report.html"
+
+
+def download(stage: Stage, url: str, ca: Path, generator: str, **orders: tuple[int, Path]) -> Path:
+    """What a researcher does: takes synthetic data, and the report.
+
+    Args:
+        orders: format -> how many rows or images, and the file for them.
+
+    Returns:
+        Path of the report.
+    """
+    report = stage.folder / "report.html"
     with Client(url, ca) as researcher:
-        researcher.sign_in(RESEARCHER, password)
-        researcher.samples(generator, ROWS, rows)
+        researcher.sign_in(RESEARCHER, stage.password_file.read_text())
+        for form, (rows, target) in orders.items():
+            researcher.samples(generator, rows, target, form)
         researcher.report(generator, report)
-    return {"rows": rows, "report": report}
+    return report
 
 
 def _medsynx(*arguments: str) -> str:

@@ -51,10 +51,10 @@ class Client:
         """Release a generator."""
         self._ask("POST", f"/generators/{generator}/release")
 
-    def samples(self, generator: str, rows: int, target: Path) -> None:
-        """Stream synthetic rows into a CSV file."""
+    def samples(self, generator: str, rows: int, target: Path, form: str) -> None:
+        """Stream synthetic rows or images into a file of one of the server's formats."""
         with self.http.stream(
-            "POST", f"/generators/{generator}/samples", json={"rows": rows, "seed": None, "format": "csv"}
+            "POST", f"/generators/{generator}/samples", json={"rows": rows, "seed": None, "format": form}
         ) as response:
             response.raise_for_status()
             with target.open("wb") as out:
