@@ -143,10 +143,12 @@ def test_an_approval_that_cannot_be_written_down_does_not_count_and_a_refusal_do
 
     site, file, study = desk
     run(site, "approve", file, "--yes")
-    run(site, "refuse", file, "--reason", "x")
     with sqlite3.connect(site.path / "audit.sqlite") as db:
         db.execute("DROP TRIGGER no_update")
         db.execute("UPDATE entry SET body = '{}' WHERE id = 1")
+    assert run(site, "refuse", file, "--reason", "x") == "ledger-broken"
+    with pytest.raises(MedsynxError, match="was refused"):
+        site.approval(study.digest)
     assert run(site, "approve", file, "--yes") == "ledger-broken"
-    with pytest.raises(MedsynxError, match="refused"):
+    with pytest.raises(MedsynxError, match="was refused"):
         site.approval(study.digest)
