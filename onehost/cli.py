@@ -140,13 +140,11 @@ def _show(result: dict[str, Any]) -> None:
 def _beside(figure: dict[str, Any]) -> str:
     """What a figure of images is to be read against; empty for others."""
     if figure.get("mean_only") is not None:
-        floor = "noise and sample size alone" if "noisy" in figure else "real training images"
-        weak = "" if figure.get("reliable", True) else "; not reliable"
-        return f"{floor} {figure['floor']:.3f}, class means only {figure['mean_only']:.3f}{weak}"
+        floor = "" if "noisy" in figure else f"real training images {figure['floor']:.3f}, "
+        return f"{floor}class means only {figure['mean_only']:.3f}"
     if "near" in figure:
         shares = f"near: {figure['train_near']:.1%} of training, {figure['holdout_near']:.1%} of hold-out patients"
-        weak = f"cannot be told from 0 below {figure['resolution']:.3f}" if figure["reliable"] else "not reliable"
-        return f"{shares}; {weak}"
+        return f"{shares}; cannot be told from 0 below {figure['resolution']:.3f}"
     return ""
 
 

@@ -9,7 +9,6 @@ from evaluation import federated_images, gate, image_view
 from evaluation.federated_images import Evaluation, Layout, figures, start
 from evaluation.programme import priced_plan
 from medsynx.generators.base import ImagePatients, State, Total
-from medsynx.generators.image_sum import in_batches
 from medsynx.image_samplers import Images
 from medsynx.privacy import epsilon_of_plan
 from medsynx.study import GateSpec, parse_study
@@ -91,8 +90,7 @@ def test_an_image_looks_the_same_whoever_else_is_there():
     view = image_view.View(start(study, made(100, 1)).arrays, 1)
 
     def seen(at):
-        label = np.zeros(len(at), np.int64)
-        return in_batches(lambda images, _: federated_images.look(view, images), some.pixels[at], label)
+        return federated_images.look(view, some.pixels[at])
 
     before = torch.get_num_threads()
     try:
@@ -187,11 +185,13 @@ def test_alike_images_get_one_answer_from_a_classifier_that_hangs_on_the_last_bi
     for _ in range(20):
         weights = rng.normal(size=(9, layout.scattering.width))
         weights -= np.outer(weights @ seen, seen) / (seen @ seen)
-        state = State({"weights": 1e12 * weights, "bias": np.zeros(9)})
+        state = State({"weights": 1e12 * weights, "bias": np.zeros(9)} | any_view(rng, 1e12, 1e25))
         rows = patients(np.repeat(pixels[None], 300, axis=0), np.zeros(300, int))
         priced = priced_plan(study).find("evaluate: hold-out")
-        answers, _ = layout.split(Evaluation().contribute(study, priced, state, rows, {}).arrays["sum"])
-        assert sorted(answers.ravel()) == [0] * 80 + [300]
+        vector = Evaluation().contribute(study, priced, state, rows, {}).arrays["sum"]
+        tables = layout.split(vector)
+        assert sorted(tables.answers.ravel()) == [0] * 80 + [300] and sorted(tables.near) == [0] * 7 + [300]
+        assert (vector % 300 == 0).all() and tables.moments.any(), "each adds the same moments"
 
 
 def test_few_patients_give_no_reliable_figure():
