@@ -18,6 +18,7 @@ from server.generators.models import Generator
 from server.problems import RESPONSES
 from server.runs.models import Run
 
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
 router = APIRouter(prefix="/metrics", tags=["health"], responses=RESPONSES)
 
@@ -31,12 +32,18 @@ class Answered:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on; count the start of each answer."""
 
+        method = str(scope["method"]) if scope.get("method") in METHODS else "other"
+
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self.counts[scope["method"], f"{message['status'] // 100}xx"] += 1
+                self.counts[method, f"{message['status'] // 100}xx"] += 1
             await send(message)
 
-        await self.app(scope, receive, counted if scope["type"] == "http" else send)
+        try:
+            await self.app(scope, receive, counted if scope["type"] == "http" else send)
+        except Exception:  # answered further out
+            self.counts[method, "5xx"] += 1
+            raise
 
 
 @router.get("", summary="Figures for Prometheus", response_class=PlainTextResponse)

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from medsynx.errors import MedsynxError
@@ -59,7 +59,8 @@ def run(folder: SiteFolder, tell: Callable[[str], None], ended: Callable[[], boo
         while not ended():
             supervisor.tend()
             if time.monotonic() - seen >= EVERY_SECONDS:
-                beat(path, supervisor)
+                with suppress(OSError):  # no room: the health check goes stale, the agent goes on
+                    beat(path, supervisor)
                 seen = time.monotonic()
             for name, service in supervisor.services.items():
                 if service.died is not None and told[name] == service.restarts:

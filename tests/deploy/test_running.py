@@ -223,9 +223,12 @@ def test_metrics_are_for_a_service_token_and_count(tmp_path):
     assert client.put("/runs/run-1", headers=service, json=run).status_code < 300
     answer = client.get("/metrics", headers=service)
     assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert client.request("BREW", "/health").status_code in range(400, 500)
+    answer = client.get("/metrics", headers=service)
     samples = [line for line in answer.text.splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r'[a-z_]+(\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\})? [\d.]+', s) for s in samples)
     assert 'medsynx_http_answers_total{method="GET",status="4xx"} 2' in samples
+    assert 'medsynx_http_answers_total{method="other",status="4xx"} 1' in samples, "names come from us"
     assert 'medsynx_runs{state="running"} 1' in samples and 'medsynx_latest_run_sites{state="online"} 1' in samples
     assert "h.example" not in answer.text and "north" not in answer.text
 
