@@ -154,6 +154,7 @@ CODES: dict[str, tuple[int, str]] = {
     "clock-skewed": (216, "Set the clock by NTP (`timedatectl set-ntp true`): requests are signed with the time."),
     "version-differs": (217, "Install the coordinator's release of MedSynX on this machine."),
     "server-unwell": (218, "Tell the coordinator: its server answers, but not as it should."),
+    "agent-down": (220, "Look at `medsynx site run`: is it running, and what do the logs in the site's folder say?"),
     "already-running": (219, "This site's agent runs already on this machine; stop that one first."),
 }
 

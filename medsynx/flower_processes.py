@@ -6,6 +6,8 @@ import os
 import sysconfig
 from pathlib import Path
 
+from medsynx.logs import VARIABLE
+
 SITE = "MEDSYNX_SITE"  #: environment variable with the site's folder, for its executor
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_LOG_LEVEL": "INFO"}
 
@@ -14,7 +16,8 @@ def flower_env(home: Path, **more: str) -> dict[str, str]:
     """Environment of a Flower process with ``home`` as FLWR_HOME. Its tools start each other by name, so this environment's scripts come first."""
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = f"{script('')}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return {**QUIET, "FLWR_HOME": str(home), "PATH": path, **more}
+    told = {VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {}
+    return {**QUIET, **told, "FLWR_HOME": str(home), "PATH": path, **more}
 
 
 def script(name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -15,7 +17,7 @@ import server.samples.routes
 import server.sites.routes
 import server.users.routes
 from medsynx import __version__
-from server import problems
+from server import metrics, problems
 from server.database import open_database
 from server.folder import ServerFolder
 
@@ -40,11 +42,14 @@ def create_app(path: Path) -> FastAPI:
         description="Synthetic patients, published together by hospitals that never pool real ones. Errors are RFC 9457 problems.",
     )
     app.state.folder, app.state.engine = folder, open_database(folder)
+    app.state.began, app.state.answered = time.monotonic(), Counter()
+    app.add_middleware(metrics.Answered, counts=app.state.answered)
     app.state.limiter = server.auth.routes.limiter
     server.auth.routes.limiter.reset()
     problems.install(app)
     for room in ROOMS:
         app.include_router(room.routes.router)
+    app.include_router(metrics.router)
 
     @app.get("/health", tags=["health"], summary="Is the server up")
     def health() -> dict[str, str]:

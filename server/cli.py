@@ -89,15 +89,28 @@ def serve(
     tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
 ) -> None:
     """Serve the API. Without TLS it listens on loopback only."""
+    import logging
+    import sys
+
     import uvicorn
 
+    from medsynx import logs
     from server.app import create_app
 
     if tls_cert is None and host not in ("127.0.0.1", "localhost", "::1"):
         raise MedsynxError("request-invalid", "without --tls-cert the server listens on loopback only")
+    logs.start(sys.stderr, logging.WARNING)
     application = create_app(dir)
     typer.echo(f"MedSynX server on {'https' if tls_cert else 'http'}://{host}:{port} (API description at /docs)")
-    uvicorn.run(application, host=host, port=port, ssl_certfile=tls_cert, ssl_keyfile=tls_key, log_level="warning")
+    uvicorn.run(
+        application,
+        host=host,
+        port=port,
+        ssl_certfile=tls_cert,
+        ssl_keyfile=tls_key,
+        log_level="warning",
+        log_config=None,
+    )
 
 
 @contextmanager

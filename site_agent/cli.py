@@ -20,6 +20,7 @@ for command in (
     membership_cli.enrol,
     membership_cli.preflight,
     membership_cli.run,
+    membership_cli.health,
     membership_cli.identity,
     membership_cli.roster,
     membership_cli.rotate,

@@ -39,6 +39,7 @@ from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
+from medsynx import logs
 from medsynx.flower_processes import SITE
 from medsynx.flower_records import app_folder
 from site_agent.client_app import app
@@ -173,7 +174,7 @@ def main() -> None:
     parser.add_argument("--runtime-api-address", required=True)
     parser.add_argument("--secret-file", type=Path, required=True)
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(name)s %(message)s")
+    logs.start(sys.stdout)
     os.environ[SITE] = str(args.dir.resolve())
     serve(args.dir, args.runtime_api_address, args.secret_file)
 

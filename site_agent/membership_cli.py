@@ -132,12 +132,23 @@ def preflight(
 def run(dir: Folder) -> None:
     """Take part: start this site's agent and keep it running until Ctrl-C or SIGTERM. For systemd and containers."""
     import contextlib
+    import logging
     import signal
-    from datetime import UTC, datetime
+    import sys
 
+    from medsynx import logs
     from site_agent.policy import SiteFolder
     from site_agent.run import run
 
+    logs.start(sys.stdout)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     with contextlib.suppress(KeyboardInterrupt):
-        run(SiteFolder(dir), lambda text: typer.echo(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}  {text}"))
+        run(SiteFolder(dir), logging.getLogger("medsynx.site").info)
+
+
+def health(dir: Folder) -> None:
+    """Say whether this site's agent runs, all of it; for health checks of containers and monitoring."""
+    from site_agent.pulse import check
+
+    check(dir)
+    typer.echo("the agent runs")

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from medsynx.errors import MedsynxError
@@ -16,6 +16,7 @@ from medsynx.flower_processes import SITE, flower_env, script
 from medsynx.processes import Supervisor, free_port
 from site_agent.enrolment import CA, NODE_KEY, SECRET, Enrolment, read_node_key
 from site_agent.policy import SiteFolder
+from site_agent.pulse import EVERY_SECONDS, beat
 
 TEND_SECONDS = 1.0
 Started = tuple[list[str], dict[str, str]]  #: command and environment
@@ -54,8 +55,13 @@ def run(folder: SiteFolder, tell: Callable[[str], None], ended: Callable[[], boo
             supervisor.start(name, command, path / "logs" / f"{name}.log", env, restart=True)
         tell(f"site {record.site} runs; outwards to {record.superlink}; logs in {path / 'logs'}")
         key, told = _print(path), dict.fromkeys(parts, 0)
+        seen = -EVERY_SECONDS
         while not ended():
             supervisor.tend()
+            if time.monotonic() - seen >= EVERY_SECONDS:
+                with suppress(OSError):  # no room: the health check goes stale, the agent goes on
+                    beat(path, supervisor)
+                seen = time.monotonic()
             for name, service in supervisor.services.items():
                 if service.died is not None and told[name] == service.restarts:
                     told[name] += 1

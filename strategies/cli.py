@@ -33,10 +33,11 @@ def serve(
     import logging
     import sys
 
+    from medsynx import logs
     from strategies.runtime import Tls
     from strategies.service import serve as run
 
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
+    logs.start(sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     run(dir, Tls(tls_ca.resolve(), tls_cert.resolve(), tls_key.resolve()), (host, port), typer.echo, private_port)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 
+from medsynx import logs
 from medsynx.errors import MedsynxError
 from strategies.control import Control
 from strategies.registry import Registry
@@ -85,7 +86,7 @@ def main() -> None:
     parser.add_argument("--superlink", required=True)
     parser.add_argument("--ca", type=Path, required=True)
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(name)s %(message)s")
+    logs.start(sys.stdout)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     follow(args.dir, Control(args.superlink, args.ca))
 

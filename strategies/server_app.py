@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from medsynx import logs
 from strategies.coordinator import CoordinatorFolder, conduct
 from strategies.flower import FlowerFederation
 from strategies.lock import alone
@@ -22,7 +22,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Conduct the run named in the run config; raises when it fails, so that Flower's state says so too."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+    logs.start(sys.stdout)
     folder = Path(os.environ[COORDINATOR])
     roster = {site: int(node) for site, node in json.loads((folder / "roster.json").read_text("utf-8")).items()}
     config = dict(context.run_config)

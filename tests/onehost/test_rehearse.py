@@ -38,7 +38,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k == "dp-gan" else k for k in KINDS])
 def test_every_family_is_played_to_its_end(kind):
     study = parse_study(KINDS[kind])
     found = rehearse(study, None, patients=60)
