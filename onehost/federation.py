@@ -54,13 +54,13 @@ class LocalFederation:
         self.nodes: dict[str, int] = {}
         self.ports: dict[str, int] = {}  # each site's SuperNode serves its executor here
 
-    def up(self, tell: Callable[[str], None] = lambda text: None) -> None:
-        """Start everything and wait until every site is online.
+    def up(self, tell: Callable[[str], None] = lambda text: None, seconds: float = START_SECONDS) -> None:
+        """Start everything and wait until every site is online, no longer than so many seconds.
 
         Raises:
             MedsynxError: ``federation-unreachable`` with the end of the log of what failed.
         """
-        until = time.monotonic() + START_SECONDS
+        until = time.monotonic() + seconds
         tell("starting the SuperLink")
         self.runtime.start()
         for name in self.sites:

@@ -24,7 +24,10 @@ def main(grid: Grid, context: Context) -> None:
     """Conduct the run named in the run config; raises when it fails, so that Flower's state says so too."""
     logs.start(sys.stdout)
     folder = Path(os.environ[COORDINATOR])
-    roster = {site: int(node) for site, node in json.loads((folder / "roster.json").read_text("utf-8")).items()}
+    file = (
+        folder / "roster.json"
+    )  # there is none before the first hospital has joined: the run then ends for want of a quorum
+    roster = {site: int(node) for site, node in json.loads(file.read_text("utf-8") if file.exists() else "{}").items()}
     config = dict(context.run_config)
     with alone(CoordinatorFolder(folder).run(str(config["run"])), context.run_id):
         conduct(FlowerFederation(grid, roster), folder, config)

@@ -21,7 +21,6 @@ from typing import Any
 
 from medsynx.processes import Supervisor
 from medsynx.study import parse_study
-from onehost import federation as onehost
 from tests.conftest import RAW_STUDY
 from tests.federation.field import Field
 
@@ -101,7 +100,6 @@ def log_since(field: Field, service: str) -> str:
 
 
 def main() -> None:
-    onehost.START_SECONDS = 900.0
     sizes = [int(a) for a in sys.argv[1:] if a.isdigit()] or SIZES
     for sites in sizes:
         with tempfile.TemporaryDirectory() as folder:

@@ -49,7 +49,7 @@ class Field:
         self.coordinator.add_study(study)
         new_key(self.coordinator.path / "signing.pem")
         self.federation = LocalFederation(supervisor, folder / "federation", self.sites, self.coordinator.path)
-        self.federation.up()
+        self.federation.up(seconds=max(120.0, 45.0 * len(rows)))
 
     def ask(self, run: str, study: Study | None = None) -> None:
         """Ask for a run."""

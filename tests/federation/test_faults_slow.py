@@ -25,7 +25,7 @@ SITES = ("east", "north", "south", "west")
 RAW = {
     **RAW_STUDY,
     "name": "faults",
-    "rounds": {"quorum": 3, "deadline_seconds": 30},
+    "rounds": {"quorum": 3, "deadline_seconds": 60},
     "evaluation": {"federated": False},
 }
 STUDY = parse_study(RAW)
@@ -129,7 +129,7 @@ def test_a_site_that_is_away_for_minutes_is_not_waited_for_and_comes_back(field)
     field.online()
     node = field.federation.nodes["west"]
     with stopped(field.pid("supernode west")):
-        field.until(lambda: node not in field.federation.control.online(), 150)
+        field.until(lambda: node not in field.there(), 150)
         began = time.monotonic()
         field.ask("away")
         result = field.result("away")
@@ -317,3 +317,19 @@ def test_the_coordinators_service_itself_is_killed_and_its_next_one_goes_on(fiel
         moved.stop()
         service.terminate()
         service.wait(30)
+
+
+def test_twenty_hospitals_each_with_processes_of_its_own(tmp_path):
+    """Forty processes for the sites alone; one dies in the middle and is named."""
+    names = [f"site-{k:02d}" for k in range(20)]
+    study = parse_study({**RAW, "name": "twenty", "rounds": {"quorum": 15, "deadline_seconds": 240}})
+    with Supervisor() as supervisor:
+        field = Field(tmp_path, supervisor, study, dict.fromkeys(names, 200))
+        field.ask("twenty")
+        field.until(field.at("twenty", "tables"), 120)
+        kill(field.caught("site-07", worker=True, seconds=240))
+        result = field.result("twenty", 600)
+        assert result["status"] == "finished" and result["missing"] == {"site-07": "site-failed"}, result
+        first, second = field.rounds("twenty")
+        assert first["answered"] == [n for n in names if n != "site-07"] and second["answered"] == names
+        field.settled("twenty")
