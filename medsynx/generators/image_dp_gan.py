@@ -31,7 +31,7 @@ from medsynx.generators.torch_needed import torch_needed
 from medsynx.plan import PricedStep, Sampling, Step
 from medsynx.study import Study
 
-ROUNDS = {"local": 10, "summed": 150}
+ROUNDS = {"local": 5, "summed": 60}
 START_SHARE = 0.5  #: of the family's budget for the two sums
 MOMENTS = Moments()
 
@@ -41,7 +41,7 @@ class Parameters(GanParameters):
 
     Attributes:
         gradients: ``local`` or ``summed``, see the module.
-        rounds: exchanges with the sites after the first; 10 of them (``local``) or 150 (``summed``) when omitted.
+        rounds: exchanges with the sites after the first; 5 of them (``local``) or 60 (``summed``) when omitted.
         critic_width: channels of the critic's first convolution. A small critic takes less noise; in ``summed`` it is what leaves a site each round.
     """
 
