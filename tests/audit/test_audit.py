@@ -21,7 +21,7 @@ from medsynx.generators.dp_gan_networks import make_critic, tensors
 from medsynx.generators.dpsgd import SecretNoise, SecretNoiseOptimizer
 from medsynx.generators.gan_coordinator import under
 from medsynx.generators.gan_training import CriticTrainer
-from medsynx.generators.image_dp_gan_training import make_critic as make_image_critic
+from medsynx.generators.image_dp_gan_networks import make_critic as make_image_critic
 from medsynx.privacy import dpsgd_event, epsilon
 from medsynx.study import Study, parse_study
 from medsynx.wire import Request
