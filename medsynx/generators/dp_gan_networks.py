@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -66,6 +68,12 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """For the next steps."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def seed_fakes() -> None:
+    """Seed torch from the operating system, for what is no privacy noise, and keep it to the threads it was given."""
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    torch.manual_seed(int.from_bytes(os.urandom(4), "big"))
 
 
 def plain(module: nn.Module) -> Arrays:

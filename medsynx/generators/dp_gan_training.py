@@ -8,8 +8,16 @@ from torch import Tensor
 from medsynx import codec
 from medsynx.generators.base import Arrays, Patients, State
 from medsynx.generators.dp_gan import Parameters
-from medsynx.generators.dp_gan_networks import Generator, fake_rows, make_critic, plain, pull_to_margins, tensors
-from medsynx.generators.gan_training import CriticTrainer, play, seed_fakes
+from medsynx.generators.dp_gan_networks import (
+    Generator,
+    fake_rows,
+    make_critic,
+    plain,
+    pull_to_margins,
+    seed_fakes,
+    tensors,
+)
+from medsynx.generators.gan_training import CriticTrainer, play
 from medsynx.plan import PricedStep
 from medsynx.study import Study
 

@@ -7,7 +7,6 @@ come from the generator, which has seen no patient but through earlier noised st
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import numpy as np
@@ -83,12 +82,6 @@ class CriticTrainer:
         for q, gradient in zip(self.parameters, on_fakes, strict=True):
             q.grad = q.grad + gradient
         self.optimizer.original_optimizer.step()
-
-
-def seed_fakes() -> None:
-    """Seed torch from the operating system, for what is no privacy noise, and keep it to the threads it was given."""
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    torch.manual_seed(int.from_bytes(os.urandom(4), "big"))
 
 
 def play(

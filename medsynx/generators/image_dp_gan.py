@@ -31,7 +31,7 @@ from medsynx.generators.torch_needed import torch_needed
 from medsynx.plan import PricedStep, Sampling, Step
 from medsynx.study import Study
 
-ROUNDS = {"local": 10, "summed": 150}
+ROUNDS = {"local": 3, "summed": 60}
 START_SHARE = 0.5  #: of the family's budget for the two sums
 MOMENTS = Moments()
 
@@ -41,20 +41,20 @@ class Parameters(GanParameters):
 
     Attributes:
         gradients: ``local`` or ``summed``, see the module.
-        rounds: exchanges with the sites after the first; 10 of them (``local``) or 150 (``summed``) when omitted.
+        rounds: exchanges with the sites after the first; 3 of them (``local``) or 60 (``summed``) when omitted.
         critic_width: channels of the critic's first convolution. A small critic takes less noise; in ``summed`` it is what leaves a site each round.
     """
 
     gradients: Literal["local", "summed"] = "local"
     rounds: int | None = Field(default=None, ge=1, le=2000)
-    critic_width: int = Field(default=8, ge=2, le=128)
-    critic_steps: int = Field(default=60, ge=1, le=10_000)
-    generator_every: int = Field(default=2, ge=1, le=1000)
-    generator_steps: int = Field(default=1, ge=1, le=100)
-    sample_rate: float = Field(default=0.1, gt=0, le=1)
+    critic_width: int = Field(default=6, ge=2, le=128)
+    critic_steps: int = Field(default=30, ge=1, le=10_000)
+    generator_steps: int = Field(default=2, ge=1, le=100)
+    sample_rate: float = Field(default=0.2, gt=0, le=1)
     batch: int = Field(default=64, ge=8, le=4096)
-    generator_rate: float = Field(default=1e-3, gt=0, le=0.1)
-    critic_rate: float = Field(default=1e-3, gt=0, le=0.1)
+    clip_norm: float = Field(default=0.5, gt=0, le=100)
+    generator_rate: float = Field(default=2e-4, gt=0, le=0.1)
+    critic_rate: float = Field(default=3e-3, gt=0, le=0.1)
     critic_decay: float = Field(default=0.0, ge=0, le=50)
 
     @property
@@ -168,8 +168,8 @@ class ImageDpGan:
             if name == MEANS:
                 return state
             with torch_needed():
+                from medsynx.generators.image_dp_gan_networks import start
                 from medsynx.generators.image_dp_gan_sum import begin
-                from medsynx.generators.image_dp_gan_training import start
             gaussians, facts = measured(study, state, total.sites)
             weights = start(study, gaussians)
             return State(begin(study, weights) if p.gradients == "summed" else weights, facts)
@@ -185,7 +185,7 @@ class ImageDpGan:
         assert study.image is not None
         p, facts = self.parameters(study.family.parameters), state.facts
         with torch_needed():
-            from medsynx.generators.image_dp_gan_training import export
+            from medsynx.generators.image_dp_gan_networks import export
         manifest = {"kind": "onnx-images", "file": "generator.onnx", "latent": p.latent, "shares": facts["shares"]}
         notes = (
             f"The generator started as the Gaussians of `moments` ({START_SHARE:.0%} of the budget) and learnt from critics under DP-SGD.",

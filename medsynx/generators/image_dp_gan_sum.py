@@ -15,13 +15,11 @@ from torch.nn import functional as F
 
 from medsynx.generators import gan_coordinator
 from medsynx.generators.base import Arrays, ImagePatients, State, Total
-from medsynx.generators.dp_gan_networks import plain, tensors
+from medsynx.generators.dp_gan_networks import plain, seed_fakes, tensors
 from medsynx.generators.dp_gan_sum import CRITIC, MEAN, NORM, SERVER
-from medsynx.generators.dpsgd import PatientSampler
 from medsynx.generators.gan_coordinator import named, under
-from medsynx.generators.gan_training import seed_fakes
 from medsynx.generators.image_dp_gan import Parameters
-from medsynx.generators.image_dp_gan_training import Fakes, make_critic, make_generator, records_of, settings
+from medsynx.generators.image_dp_gan_networks import Fakes, make_critic, make_generator, records_of, settings
 from medsynx.generators.image_networks import device
 from medsynx.plan import PricedStep
 from medsynx.study import Study
@@ -67,6 +65,8 @@ def sampled_sum(study: Study, priced: PricedStep, arrays: Arrays, patients: Imag
 
     Raises ValueError when the state holds another network.
     """
+    from medsynx.generators.dpsgd import PatientSampler
+
     assert priced.step.sampling is not None
     torch.set_num_threads(1)
     critic = make_critic(study)

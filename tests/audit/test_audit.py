@@ -14,21 +14,23 @@ import torch
 
 from evaluation.programme import priced_plan
 from medsynx import codec
-from medsynx.generators import dp_gan_sum, dpsgd, get_family
-from medsynx.generators.base import Patients, State, Total
+from medsynx.generators import dp_gan_sum, dpsgd, get_family, image_dp_gan_sum
+from medsynx.generators.base import ImagePatients, Patients, State, Total
 from medsynx.generators.dp_gan import Parameters
-from medsynx.generators.dp_gan_networks import make_critic
+from medsynx.generators.dp_gan_networks import make_critic, tensors
 from medsynx.generators.dpsgd import SecretNoise, SecretNoiseOptimizer
+from medsynx.generators.gan_coordinator import under
 from medsynx.generators.gan_training import CriticTrainer
+from medsynx.generators.image_dp_gan_networks import make_critic as make_image_critic
 from medsynx.privacy import dpsgd_event, epsilon
-from medsynx.study import parse_study
+from medsynx.study import Study, parse_study
 from medsynx.wire import Request
 from site_agent import door as door_module
 from site_agent.door import Permit
 from site_agent.ingest import LocalTable, prepare
 from site_agent.service import SiteService
 from tests.audit.estimate import epsilon_lower_bound
-from tests.conftest import RAW_STUDY, small_table
+from tests.conftest import RAW_IMAGE_STUDY, RAW_STUDY, small_table
 from tests.helpers import integers, make_site
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -154,37 +156,77 @@ SUMMED = parse_study(
         "evaluation": {"federated": False},
     }
 )
-SUMMED_PLAN = priced_plan(SUMMED)
+PICTURES = parse_study(
+    {
+        **RAW_IMAGE_STUDY,
+        "image": {"shape": [8, 8, 1], "intensity": [0, 1], "classes": ["a"]},
+        "family": {
+            "name": "image-dp-gan",
+            "parameters": {
+                "gradients": "summed",
+                "rounds": 10,
+                "critic_width": 2,
+                "sample_rate": 0.1,
+                "clip_norm": 0.1,
+            },
+        },
+        "privacy": SUMMED.privacy.model_dump(mode="json"),
+    }
+)
 
 
-def summed_score(door: door_module.Door, patients: Patients, mean: np.ndarray, state: State) -> float:
-    """Log likelihood ratio of the rounds, the canary being the only patient there may be; ``mean`` is its integer gradient."""
-    family, score = get_family("dp-gan"), 0.0
-    for priced in SUMMED_PLAN.steps[1:]:
-        raw = family.contribute(SUMMED, priced, state, patients, {})
-        seen = integers(door._sum(Permit(SUMMED, "table", "run", priced, private=True, masked=False), raw, None))
+def aimed(study: Study) -> tuple[State, tuple[Patients, Patients], np.ndarray]:
+    """A critic in a state, the worlds without and with the canary, the only patient there may be, and its integer gradient."""
+    nobody, one = np.zeros(0, np.int64), np.zeros(1, np.int64)
+    if study is SUMMED:
+        codes = np.zeros((1, len(codec.sizes(SUMMED))), np.int64)
+        state = State(dp_gan_sum.start(SUMMED, Parameters.model_validate(SUMMED.family.parameters), {}))
+        critic = dp_gan_sum.critic_of(state.arrays, sum(codec.sizes(SUMMED)), 4)
+        row = codec.to_onehot(codes, SUMMED).astype(float)
+        mean = dp_gan_sum.clipped_sum(critic, row, 0.1, real=True).astype(float)
+        return state, (Patients(codes[:0], nobody), Patients(codes, one)), mean
+    image, label = np.ones((1, 1, 8, 8), np.float32), np.zeros((1, 1), np.int64)
+    state = State(image_dp_gan_sum.begin(PICTURES, {}))
+    network = make_image_critic(PICTURES)
+    network.load_state_dict(tensors(under(state.arrays, dp_gan_sum.CRITIC)))
+    picture = torch.cat([torch.ones(1, 64), torch.ones(1, 1)], 1)
+    mean = image_dp_gan_sum.clipped_sum(network, picture, 0.1, real=True).astype(float)
+    return state, (ImagePatients(label[:0], nobody, image[:0]), ImagePatients(label, one, image)), mean
+
+
+def summed_score(door: door_module.Door, study: Study, patients: Patients, mean: np.ndarray, state: State) -> float:
+    """Log likelihood ratio of the rounds; ``mean`` is the canary's integer gradient."""
+    family, score = get_family(study.family.name), 0.0
+    for priced in priced_plan(study).steps:
+        if priced.step.sampling is None:
+            continue
+        raw = family.contribute(study, priced, state, patients, {})
+        seen = integers(door._sum(Permit(study, "table", "run", priced, private=True, masked=False), raw, None))
         likely = float(seen @ mean - mean @ mean / 2) / priced.noise_std**2
         rate = priced.step.sampling.rate
         score += float(np.logaddexp(np.log1p(-rate), np.log(rate) + likely))
     return score
 
 
-def audit_summed_gradients(tmp_path, runs: int = 400) -> float:
+def audit_summed_gradients(tmp_path, study: Study = SUMMED, runs: int = 400) -> float:
     """The critic is held still and aimed at the canary: what the coordinator learns meanwhile is post-processing."""
     door = door_module.Door(make_site(tmp_path / "site", SUMMED, tables()[0]))
-    codes = np.zeros((1, len(codec.sizes(SUMMED))), np.int64)
-    worlds = Patients(codes[:0], np.zeros(0, np.int64)), Patients(codes, np.zeros(1, np.int64))
-    state = State(dp_gan_sum.start(SUMMED, Parameters.model_validate(SUMMED.family.parameters), {}))
-    critic = dp_gan_sum.critic_of(state.arrays, sum(codec.sizes(SUMMED)), 4)
-    row = codec.to_onehot(codes, SUMMED).astype(float)
-    mean = dp_gan_sum.clipped_sum(critic, row, 0.1, real=True).astype(float)
-    assert 0.9 * dp_gan_sum.NORM < np.linalg.norm(mean) <= dp_gan_sum.NORM
-    scores = [np.array([summed_score(door, w, mean, state) for _ in range(runs)]) for w in worlds]
-    return epsilon_lower_bound(scores[0], scores[1], SUMMED.privacy.delta)
+    state, worlds, mean = aimed(study)
+    scores = [np.array([summed_score(door, study, w, mean, state) for _ in range(runs)]) for w in worlds]
+    return epsilon_lower_bound(scores[0], scores[1], study.privacy.delta)
 
 
-def test_sums_of_gradients_stay_below_their_claim(tmp_path):
-    assert audit_summed_gradients(tmp_path) <= SUMMED.privacy.epsilon
+@pytest.mark.parametrize(("study", "runs"), [(SUMMED, 400), (PICTURES, 150)], ids=["table", "images"])
+def test_sums_of_gradients_stay_below_their_claim(tmp_path, study, runs):
+    assert 0.9 * dp_gan_sum.NORM < np.linalg.norm(aimed(study)[2]) <= dp_gan_sum.NORM
+    assert audit_summed_gradients(tmp_path, study, runs) <= study.privacy.epsilon
+
+
+def test_gradients_of_images_that_are_not_clipped_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        image_dp_gan_sum, "_whole", lambda gradient, clip_norm: (gradient * 100 * dp_gan_sum.NORM).astype(np.int64)
+    )
+    assert audit_summed_gradients(tmp_path, PICTURES, 150) > PICTURES.privacy.epsilon
 
 
 def everyone_joins(monkeypatch):

@@ -19,8 +19,8 @@ from medsynx.generators.dp_gan_networks import tensors
 from medsynx.generators.dp_gan_sum import CRITIC, NORM, published
 from medsynx.generators.gan_coordinator import under
 from medsynx.generators.gan_training import CriticTrainer
+from medsynx.generators.image_dp_gan_networks import Fakes, make_critic, make_generator, records_of
 from medsynx.generators.image_dp_gan_sum import clipped_sum
-from medsynx.generators.image_dp_gan_training import Fakes, make_critic, make_generator, records_of
 from medsynx.generators.image_networks import Critic, GeneratorFromMoments
 from medsynx.generators.moments import cosines
 from medsynx.image_samplers import open_image_sampler
@@ -104,6 +104,12 @@ def test_the_family_needs_no_torch_to_plan():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_coordinator_needs_no_opacus():
+    """It starts generators, learns from sums and exports without."""
+    code = "import sys; sys.modules['opacus'] = None; import medsynx.generators.image_dp_gan_sum"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_the_example_study_is_planned_in_both_ways():
     from pathlib import Path
 
@@ -121,7 +127,7 @@ def test_the_example_study_is_planned_in_both_ways():
 # -- the accountant
 
 
-@pytest.mark.parametrize(("budget", "way"), [(1.0, "local"), (10.0, "local"), (3.0, "summed")])
+@pytest.mark.parametrize(("budget", "way"), [(1.0, "local"), (10.0, "summed")])
 def test_epsilon_is_opacus_own_within_two_percent(budget, way):
     """The whole plan, sum of means and all, by the accountant of another library."""
     from opacus.accountants import PRVAccountant
@@ -363,8 +369,8 @@ def federated(study, sites, noise=False, seed=0):
 
 
 LEARNING = {
-    "local": {"rounds": 2, "critic_steps": 60, "generator_every": 1},
-    "summed": {"rounds": 90, "generator_every": 1, "generator_steps": 2, "sample_rate": 0.1},
+    "local": {"rounds": 2, "critic_steps": 40, "generator_steps": 2},
+    "summed": {"rounds": 90, "generator_steps": 2, "sample_rate": 0.1},
 }
 
 
@@ -374,7 +380,7 @@ def test_without_noise_it_learns_how_images_of_a_class_differ(way, monkeypatch):
     monkeypatch.setattr(image_dp_gan, "measured", without_factors)
     study = study_of(
         gradients=way,
-        **{"batch": 32, "clip_norm": 5.0, "critic_rate": 4e-3, "average": 0.9, **LEARNING[way]},
+        **{"batch": 32, "clip_norm": 5.0, "critic_rate": 4e-3, "generator_rate": 1e-3, "average": 0.9, **LEARNING[way]},
     )
     rows = striped(600, 10)
     first = (rows.codes[:, 0] == 0) ^ (np.arange(600) % 4 == 0)
@@ -400,9 +406,9 @@ def test_three_classes_in_colour_with_noise_one_of_them_absent(way):
     """A class that noise hides is neither made nor drawn as a fake; the network is what the file says."""
     import onnxruntime as ort
 
-    study = study_of((16, 20, 3), ("a", "b", "c"), gradients=way, critic_steps=2)
-    images = np.random.default_rng(0).random((500, 3, 16, 20), np.float32)
-    artefact, state = federated(study, [patients_of(images[:300], np.arange(300) % 2), NOBODY_IN_COLOUR], noise=True)
+    study = study_of((8, 9, 3), ("a", "b", "c"), gradients=way, critic_steps=2)
+    images = np.random.default_rng(0).random((300, 3, 8, 9), np.float32)
+    artefact, state = federated(study, [patients_of(images, np.arange(300) % 2), NOBODY_IN_COLOUR], noise=True)
     sampler = open_image_sampler(artefact.sampler, artefact.files, study)
     assert sampler.made == [0, 1] and any("c" in note for note in artefact.notes[1:])
     assert not Fakes(study, state.facts).labels()[:, 2].any()
@@ -415,7 +421,7 @@ def test_three_classes_in_colour_with_noise_one_of_them_absent(way):
     assert np.allclose(pixels, network(z, label).detach().numpy(), atol=1e-5)
 
 
-NOBODY_IN_COLOUR = patients_of(np.zeros((0, 3, 16, 20)), [])
+NOBODY_IN_COLOUR = patients_of(np.zeros((0, 3, 8, 9)), [])
 
 
 def test_too_few_patients_for_any_class_are_said():
