@@ -71,13 +71,18 @@ def demo(
             if images:
                 from onehost import image_demo
 
-                stage_of("making radiographs with fake identifiers for four hospitals, approving the study at each")
+                stage_of("making four hospitals' radiographs, approving the study at each")
                 stage, archives = image_demo.set_up(folder, family, patients)
                 task = stage_of("de-identifying")
                 intake = image_demo.ingest(
                     stage,
                     archives,
                     lambda text: bar.update(task, description=f"de-identifying into the vaults: {text}"),
+                )
+                bar.update(
+                    task,
+                    description=f"de-identified {archives.files:,} radiographs; "
+                    f"identifiers planted / left: {intake.planted:,} / {intake.left}",
                 )
                 found |= {"deidentified": asdict(intake), "vault": str(image_demo.vault_report(stage))}
             else:
