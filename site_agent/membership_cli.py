@@ -132,12 +132,12 @@ def preflight(
 def run(dir: Folder) -> None:
     """Take part: start this site's agent and keep it running until Ctrl-C or SIGTERM. For systemd and containers."""
     import contextlib
-    import signal
     from datetime import UTC, datetime
 
+    from medsynx.processes import end_when_killed
     from site_agent.policy import SiteFolder
     from site_agent.run import run
 
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    end_when_killed()
     with contextlib.suppress(KeyboardInterrupt):
         run(SiteFolder(dir), lambda text: typer.echo(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}  {text}"))
