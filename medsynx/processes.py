@@ -31,6 +31,15 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
+def end_when_killed() -> None:
+    """A plain kill ends this process like Ctrl-C does, also where a script started it in the background and its shell has SIGINT ignored."""
+
+    def end(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+
+
 @dataclass
 class Service:
     """One supervised process."""

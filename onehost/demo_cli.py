@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -50,14 +49,14 @@ def demo(
     from rich.progress import Progress as Bar
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from medsynx.processes import Supervisor
+    from medsynx.processes import Supervisor, end_when_killed
     from onehost import demo as play
     from onehost.federation import LocalFederation
 
     console, began = Console(stderr=True), time.monotonic()
     folder = folder or Path("medsynx-demo-images" if images else "medsynx-demo")
     # A plain kill ends the demo like Ctrl-C does: every process it started goes with it.
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    end_when_killed()
     columns = (SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}"), TimeElapsedColumn())
     with Supervisor() as supervisor:
         with Bar(*columns, console=console, disable=as_json) as bar:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import fcntl
 import hashlib
 import importlib
 import logging
-import math
 import os
 import signal
 import sys
@@ -48,6 +48,9 @@ from site_agent.policy import SiteFolder
 log = logging.getLogger("medsynx.executor")
 POLL_SECONDS = 0.3
 CHILD_SECONDS = 3600  #: a worker that takes longer is killed; its step stays charged
+#: Children at once. One may hang for a minute: the objects of a message never come when its run was ended while they were on their way, and a run
+#: that was started again must not wait for that.
+TASKS = 8
 PR_SET_PDEATHSIG = 1
 
 
@@ -95,8 +98,11 @@ def run_task(address: str, token: str, own_hash: str) -> None:
 
 
 def _answer(client: RuntimeHttpClient, message: Message, context: Context) -> None:
-    """Run the installed app, never the one that arrived, and push its reply."""
-    push_message(client, app(message=message, context=context), context)
+    """Run the installed app, never the one that arrived, and push its reply. One worker computes at a time: memory is for one."""
+    with (Path(os.environ[SITE]) / "executor.lock").open("a") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)  # let go by the kernel, however a worker ends
+        reply = app(message=message, context=context)
+    push_message(client, reply, context)
     client.close()
 
 
@@ -119,7 +125,7 @@ def _forked(work: Callable[[], None]) -> int:
     return child
 
 
-def _wait(child: int, seconds: float = math.inf) -> bool:
+def _wait(child: int, seconds: float) -> bool:
     """Whether a child ended well, within so many seconds; it is killed afterwards."""
     until = time.monotonic() + seconds
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
@@ -149,14 +155,17 @@ def serve(site_dir: Path, address: str, secret_file: Path) -> None:
         ],
     )
     log.info("ready: site %s, app %s", site_dir.name, own_hash[:16])
+    children: set[int] = set()
     while True:
         answer: Any = None
+        children = {child for child in children if os.waitpid(child, os.WNOHANG) == (0, 0)}
         try:
-            answer = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
+            if len(children) < TASKS:
+                answer = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
         except Exception as away:  # the SuperNode is starting, restarting or gone; the supervisor restarts it
             log.debug("no SuperNode: %s", type(away).__name__)
         if answer is not None and answer.token:
-            _wait(_forked(partial(run_task, address, answer.token, own_hash)))
+            children.add(_forked(partial(run_task, address, answer.token, own_hash)))
         else:
             time.sleep(POLL_SECONDS)
 

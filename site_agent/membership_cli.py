@@ -133,15 +133,15 @@ def run(dir: Folder) -> None:
     """Take part: start this site's agent and keep it running until Ctrl-C or SIGTERM. For systemd and containers."""
     import contextlib
     import logging
-    import signal
     import sys
 
     from medsynx import logs
+    from medsynx.processes import end_when_killed
     from site_agent.policy import SiteFolder
     from site_agent.run import run
 
     logs.start(sys.stdout)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    end_when_killed()
     with contextlib.suppress(KeyboardInterrupt):
         run(SiteFolder(dir), logging.getLogger("medsynx.site").info)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,12 +33,13 @@ def serve(
     import sys
 
     from medsynx import logs
+    from medsynx.processes import end_when_killed
     from strategies.runtime import Tls
     from strategies.service import serve as run
 
     logs.start(sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    end_when_killed()
     run(dir, Tls(tls_ca.resolve(), tls_cert.resolve(), tls_key.resolve()), (host, port), typer.echo, private_port)
 
 

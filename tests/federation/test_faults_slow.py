@@ -177,8 +177,8 @@ def test_a_wrong_clock_keeps_a_site_out_and_a_small_skew_does_not(field, tmp_pat
     command = list(field.federation.supervisor.services["supernode west"].command)
     env = dict(field.federation.supervisor.services["supernode west"].env)
     skewed = (
-        "import sys, datetime, flwr.supercore.date as d; real = d.now; "
-        "d.now = lambda: real() + datetime.timedelta(seconds=float(sys.argv.pop(1))); "
+        "import sys, datetime, flwr.supercore.date as d; real, skew = d.now, float(sys.argv.pop(1)); "
+        "d.now = lambda: real() + datetime.timedelta(seconds=skew); "
         "from flwr.supernode.cli.flower_supernode import flower_supernode; flower_supernode()"
     )
     node = field.federation.nodes["west"]

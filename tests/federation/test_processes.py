@@ -103,3 +103,16 @@ def test_a_service_that_dies_at_once_again_and_again_is_given_up(tmp_path):
             time.sleep(0.02)
         assert supervisor.ended() == ["link"] and supervisor.services["link"].restarts == 2
         assert supervisor.tail("link") == ["port taken"] * 3
+
+
+def test_a_plain_kill_ends_a_service_whose_shell_ignores_interrupts(tmp_path):
+    """As in ``medsynx coordinator serve &`` in a script."""
+    script = """
+import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN)
+from medsynx.processes import end_when_killed
+end_when_killed(); print('up', flush=True); time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"up\n"
+        process.terminate()
+        assert process.wait(20) != 0 and b"KeyboardInterrupt" in process.stderr.read()
