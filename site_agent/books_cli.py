@@ -72,6 +72,8 @@ def acknowledge(
     if not yes:
         typer.confirm("Go on with these books?", abort=True)
     for what, chain in (("ledger", book.chain), ("audit log", log.chain)):
+        if not chain.witness.rows()[1]:
+            typer.echo(f"  the witness of the {what} is damaged or absent: what only it held may be lost", err=True)
         typer.echo(f"{what}: {chain.acknowledge(by or me())} entries recovered from the witness")
 
 

@@ -102,10 +102,8 @@ class Chain:
         """
         with self._writing() as db:
             rows, (copied, _) = self._verified(db), self.witness.rows()
-            common = 0
-            while common < min(len(rows), len(copied)) and rows[common][4] == copied[common][4]:
-                common += 1
-            lost = [json.loads(body) for _, _, body, _, _ in copied[common:]]
+            known = {row[4] for row in rows}
+            lost = [json.loads(row[2]) for row in copied if row[4] not in known]
             for body in lost:
                 rows.append(self._insert(db, rows, {**body, "recovered": True}))
             note = {"kind": "acknowledged", "by": by, "recovered_rows": len(lost), "study": "", "run": "", "step": ""}

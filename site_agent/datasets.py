@@ -66,8 +66,9 @@ def split_of(folder: SiteFolder, name: str, study: Study) -> str:
     """
     declared = _declared(folder, name)
     column = study.patient_id
-    if study.image is not None and (declared.vault is not None or study.privacy.max_records_per_patient > 1):
-        column = "patients"
+    if study.image is not None:
+        several = study.privacy.max_records_per_patient > 1
+        column = "patients" if several or (declared.vault is not None and not declared.one_file_a_patient) else None
     named = hmac.new(folder.key(), f"split\x1e{name}\x1e{column or ''}".encode(), hashlib.sha256)
     if column is not None:
         return named.hexdigest()[:32]

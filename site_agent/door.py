@@ -154,7 +154,10 @@ class Door:
         approval, policy = self.folder.approval(digest), self.folder.policy()
         check_policy(policy, approval.study, approval.dataset)
         asked = sum(s.bytes for s in full_plan(approval.study) if s.name == step) if step else 0
-        check_traffic(policy.limits, self.ledger.chain.entries(), self.audit.chain.entries(), digest, asked)
+        spent, left = self.ledger.chain.entries(), self.audit.chain.entries()
+        if not spent and any(e["kind"] == "released" for e in left):  # a missing ledger would begin at zero
+            raise MedsynxError("ledger-broken", "the audit log knows of cargo that the ledger does not")
+        check_traffic(policy.limits, spent, left, digest, asked)
         return approval, policy
 
     def identify(self, permit: Permit, table: LocalTable) -> None:

@@ -100,8 +100,10 @@ def prepare_images(raw: Raw, study: Study, key: bytes, *, strict: bool = False) 
     if not len(at):
         raise MedsynxError("table-empty", "no image has a label of the study", hint="See `image.classes` of the study.")
     own = None if ids is None else [ids[i] for i in at]
-    # The patient is part of a record's text: which of their images are kept must not depend on others who have the same image.
-    texts = [f"{hashlib.sha256(images[i].tobytes()).hexdigest()} {code[i]} {ids[i] if ids else ''}" for i in at]
+    # A record's text names its patient where nothing else does: it is what the file says, so that no study's order of classes moves a patient from
+    # one part to another. The patient is in it since which of their images are kept must not depend on others who have the same image.
+    stored = [str(v).strip() for v in _column(raw, "labels", count).tolist()]
+    texts = [f"{hashlib.sha256(images[i].tobytes()).hexdigest()} {stored[i]} {ids[i] if ids else ''}" for i in at]
     drawn = draw_lots(texts, own, key, study.privacy.max_records_per_patient, strict=strict)
     at = at[drawn.kept]
     scaled, clipped = scale(images[at], spec)

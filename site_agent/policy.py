@@ -46,7 +46,8 @@ class Labels(BaseModel):
 class Dataset(BaseModel):
     """A registered data set: a file's ``path`` (a relative one starts at the site's folder), or the name of a data set in the ``vault``.
 
-    ``labels`` is for images of the vault; without it their labels are the names of folders that the recipe let in.
+    ``labels`` is for images of the vault; without it their labels are the names of folders that the recipe let in. ``one_file_a_patient`` is the
+    privacy officer's word that each image of the vault that does not say whose it is has a patient of its own; else these are left out.
     ``apart`` is the privacy officer's word that none of its patients is in another data set of this site; only then it has a budget of its own.
     """
 
@@ -54,14 +55,15 @@ class Dataset(BaseModel):
     path: Path | None = None
     vault: str | None = None
     labels: Labels | None = None
+    one_file_a_patient: bool = False
     apart: bool = False
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.path is None) == (self.vault is None):
             raise ValueError("name either path or vault")
-        if self.labels and self.vault is None:
-            raise ValueError("labels are for images of the vault")
+        if (self.labels or self.one_file_a_patient) and self.vault is None:
+            raise ValueError("labels and one_file_a_patient are for images of the vault")
         return self
 
 
@@ -258,6 +260,13 @@ class SiteFolder:
                 state, "is not approved"
             )
             raise MedsynxError("study-not-approved", f"study {digest[:16]} {said} at this site", hint=hint)
+        log = [e["kind"] for e in Audit(self.path / "audit.sqlite").chain.entries() if e["study"] == digest]
+        if [k for k in log if k in ("study-approved", "study-refused")][-1:] != ["study-approved"]:
+            raise MedsynxError(
+                "study-not-approved",
+                f"study {digest[:16]} was not approved last: the audit log says otherwise than its file",
+                hint="Its file was restored or written by hand. Read the study again and run `medsynx site approve`.",
+            )
         return Approval(study, decision.dataset, decision.roster, decision.by)
 
 

@@ -40,16 +40,17 @@ def prepare_vault_images(
     site_key, left_out = SiteKey(key), Counter[str]()
     vault.verified(declared.vault, site_key)
     labels = labels_of(vault, declared.labels, declared.vault, site_key, study) if declared.labels else None
-    sources = list(_sources(vault, declared.vault, labels, study, left_out))
+    sources = list(_sources(vault, declared, labels, study, left_out))
     return prepare_files(sources, study, key, left_out, strict=strict)
 
 
 def _sources(
-    vault: Vault, name: str, labels: dict[str, str] | None, study: Study, left_out: Counter[str]
+    vault: Vault, declared: Dataset, labels: dict[str, str] | None, study: Study, left_out: Counter[str]
 ) -> Iterator[Source]:
     """The catalogue's images that may be used, each patient's copy of a file once; the others are counted."""
     spec, seen = study.image, set[tuple[str, str]]()
-    assert spec is not None
+    assert spec is not None and declared.vault is not None
+    name = declared.vault
     rows = [r for r in vault.catalogue.files(name, verdict="clean") if r["kind"] in KINDS]
     notes = [json.loads(r["notes"]) for r in rows]
     spelled = [
@@ -74,10 +75,11 @@ def _sources(
             left_out["patient with several labels"] += 1
         elif code < 0:
             left_out[NO_LABEL if code == -2 else STRANGE_LABEL] += 1
-        elif study.privacy.max_records_per_patient > 1 and note.get("unnamed"):
+        elif note.get("unnamed") and (study.privacy.max_records_per_patient > 1 or not declared.one_file_a_patient):
             left_out["does not say whose it is"] += 1  # else each would be protected as if it were a patient
-        else:
-            yield Source(vault.root / row["output"], row["kind"], row["sha256"], row["patient"], code)
+        else:  # without a name it is known by its content, wherever it lies: moving a file moves no patient to the other part
+            whose = row["sha256"] if note.get("unnamed") else row["patient"]
+            yield Source(vault.root / row["output"], row["kind"], row["sha256"], whose, code)
 
 
 def labels_of(vault: Vault, labels: Labels, beside: str, key: SiteKey, study: Study) -> dict[str, str]:

@@ -46,19 +46,22 @@ class Witness:
             os.close(file)
 
     def rows(self) -> tuple[list[Row], bool]:
-        """The rows, and whether all that is there is sound. A last line that a crash cut short is no row yet, and sound."""
+        """The rows that can be read, and whether all that is there is sound. A last line that a crash cut short is no row yet, and sound."""
         if not self.path.exists():
             return [], False
         out: list[Row] = []
-        for line in self.path.read_bytes().split(b"\n")[:-1]:
+        sound = True
+        for number, line in enumerate(self.path.read_bytes().split(b"\n")[:-1], start=1):
             try:
                 row = tuple(json.loads(line))
+                if len(row) != 5 or not isinstance(json.loads(row[2]), dict):
+                    raise ValueError
             except (ValueError, TypeError):
-                return out, False
-            if len(row) != 5 or row[0] != len(out) + 1:
-                return out, False
+                sound = False
+                continue
+            sound = sound and row[0] == number
             out.append(row)
-        return out, True
+        return out, sound
 
     def lag(self, rows: Sequence[Row]) -> int | None:
         """From which row on the chain is ahead of this copy (``len(rows)``: not at all); None when the chain is not the one copied here."""
@@ -82,6 +85,9 @@ class Witness:
             os.close(file)
 
     def rewrite(self, rows: Sequence[Row]) -> None:
-        """Start over as a copy of these rows."""
-        self.path.write_bytes(b"")
+        """Start over as a copy of these rows. What was there is kept beside it where it was damaged."""
+        if self.path.exists() and not self.rows()[1]:
+            self.path.replace(self.path.with_suffix(".damaged"))
+        else:
+            self.path.write_bytes(b"")
         self.add(rows)

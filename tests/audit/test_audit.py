@@ -79,7 +79,9 @@ def sum_score(door: door_module.Door, worlds: tuple[Patients, Patients], truth: 
         priced = plan.find(step.name)
         assert priced is not None
         sums = [family.contribute(STUDY, priced, state, w, {}) for w in worlds]
-        seen = integers(door._sum(Permit(STUDY, "table", "run", priced, private=True, masked=False), sums[truth], None))
+        seen = integers(
+            door._sum(Permit(STUDY, "table", "run", priced, private=True, masked=False, split=""), sums[truth], None)
+        )
         expected = [np.clip(s.arrays["sum"], -priced.step.limit, priced.step.limit) for s in sums]
         apart = [((seen - e) ** 2).sum() for e in expected]
         score += (apart[0] - apart[1]) / (2 * priced.noise_std**2)
@@ -201,7 +203,9 @@ def summed_score(door: door_module.Door, study: Study, patients: Patients, mean:
         if priced.step.sampling is None:
             continue
         raw = family.contribute(study, priced, state, patients, {})
-        seen = integers(door._sum(Permit(study, "table", "run", priced, private=True, masked=False), raw, None))
+        seen = integers(
+            door._sum(Permit(study, "table", "run", priced, private=True, masked=False, split=""), raw, None)
+        )
         likely = float(seen @ mean - mean @ mean / 2) / priced.noise_std**2
         rate = priced.step.sampling.rate
         score += float(np.logaddexp(np.log1p(-rate), np.log(rate) + likely))

@@ -78,7 +78,7 @@ def audit(tmp_path, name: str) -> float:
                 sums = [family.contribute(study, priced, state, w, {}) for w in worlds]
                 if not state.arrays:  # the first step's sums are the same in every run
                     first[step.name] = sums
-            permit = Permit(study, "table", "run", priced, private=True, masked=False)
+            permit = Permit(study, "table", "run", priced, private=True, masked=False, split="")
             seen = integers(door._sum(permit, sums[truth], None))
             apart = [((seen - s.arrays["sum"]) ** 2).sum() for s in sums]
             score += float(apart[0] - apart[1]) / (2 * priced.noise_std**2)

@@ -126,7 +126,7 @@ def test_the_door_adds_the_share_that_was_priced(study, tmp_path, monkeypatch):
     patients = Patients(codec.encode(small_table(200, 1), study)[0], np.arange(200))
     door = Door(make_site(tmp_path / "site", study, small_table(200, 1)), simulated=True)
     made = FAMILY.contribute(study, priced, begun(study), patients, {})
-    door._sum(Permit(study, "table", "run", priced, private=True, masked=False), made, None)
+    door._sum(Permit(study, "table", "run", priced, private=True, masked=False, split=""), made, None)
     assert drawn == [pytest.approx(priced.noise_multiplier * summed.NORM / 2)]
 
 

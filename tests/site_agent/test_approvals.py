@@ -74,6 +74,19 @@ def test_from_pending_to_approved_to_refused_and_back(desk):
     assert "withdrawn" in run(site, "audit") and "withdrawn" in run(site, "studies")
 
 
+def test_a_restored_approval_does_not_undo_a_refusal(desk):
+    """The file says approved, as a back-up or a hand may make it; the audit log knows better."""
+    site, file, study = desk
+    run(site, "approve", file, "--yes")
+    held = {f: f.read_bytes() for f in (site.path / "approvals").iterdir()}
+    run(site, "refuse", file, "--reason", "withdrawn")
+    for path, content in held.items():
+        path.write_bytes(content)
+    assert ask(site, study) == "study-not-approved"
+    run(site, "approve", file, "--yes")
+    assert ask(site, study) is None
+
+
 def test_an_approval_expires(desk, monkeypatch):
     site, file, study = desk
     run(site, "approve", file, "--expires", "30", "--yes")

@@ -138,11 +138,12 @@ def test_a_file_that_changes_under_a_step_is_not_computed_on(tmp_path, study, mo
 
 
 def test_images_are_told_apart_too(tmp_path):
-    study, other = parse_study(RAW_IMAGE_STUDY), parse_study({**RAW_IMAGE_STUDY, "name": "other"})
+    image = {**RAW_IMAGE_STUDY["image"], "classes": RAW_IMAGE_STUDY["image"]["classes"][::-1]}
+    study, other = parse_study(RAW_IMAGE_STUDY), parse_study({**RAW_IMAGE_STUDY, "name": "other", "image": image})
     site = make_site(tmp_path / "n", study, small_table(1, 1), approve=False)
     images, labels = stripes(200, 1)
     for name in ("table", "again"):
-        np.savez(site.path / f"{name}.npz", images=images, labels=labels)
+        np.savez(site.path / f"{name}.npz", images=images, labels=np.array(study.image.classes)[labels])
     text = (site.path / "site.yaml").read_text().replace("path: table.csv", "path: table.npz")
     text = text.replace("limits:\n", "  again: {path: again.npz, apart: true}\nlimits:\n").replace(
         "- local", "- secure-sum"
@@ -209,6 +210,35 @@ def test_an_older_ledger_is_refused_until_it_is_acknowledged_and_then_refunds_no
     assert [e.get("word") for e in found[2:5]] == ["later 0", "later 1", "later 2"] and found[5]["by"] == "officer"
     again.append({"kind": "reserve", "word": "more"})
     assert not again.behind_witness() and len(again.witness.rows()[0]) == 7
+
+
+def test_a_damaged_witness_gives_back_what_can_be_read_and_is_kept(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    chain = Chain(path)
+    rows(chain, 2)
+    shutil.copy(path, tmp_path / "old")
+    rows(chain, 3, "later")
+    shutil.copy(tmp_path / "old", path)
+    lines = chain.witness.path.read_bytes().split(b"\n")
+    lines[2] = lines[2][:30]
+    chain.witness.path.write_bytes(b"\n".join(lines))
+    again = Chain(path)
+    assert code(lambda: again.append({"word": "more"})) == "ledger-broken"
+    assert again.acknowledge("officer") == 2
+    assert [e["word"] for e in again.entries() if "word" in e] == ["row 0", "row 1", "later 1", "later 2"]
+    assert chain.witness.path.with_suffix(".damaged").read_bytes() == b"\n".join(lines)
+    rows(again, 1)
+
+
+def test_a_ledger_that_is_gone_with_its_witness_does_not_begin_at_zero(tmp_path, study):
+    """What left is in the audit log still."""
+    site = make_site(tmp_path / "n", study, small_table(300, 1))
+    request = Request("run-1", study.digest, "tables", State())
+    assert SiteService(site).answer(request).refusal is None
+    for path in (site.path / "ledger.sqlite", site.path / "witness" / "ledger.jsonl"):
+        path.unlink()
+    again = Request("run-2", study.digest, "tables", State())
+    assert SiteService(site).answer(again).refusal == "ledger-broken"
 
 
 @pytest.mark.parametrize("gone", ["ledger.sqlite", "witness"])

@@ -56,6 +56,17 @@ def test_removing_a_patient_changes_nobody_else(grouped):
     assert whole.parts["all"].count - less.parts["all"].count == 1
 
 
+def test_the_order_of_a_studys_classes_moves_nobody():
+    """Whoever writes the manifest chooses it, and a patient's part is for good: costs on the two parts never meet."""
+    pixels, label = stripes(90, 1)
+    raw = {"images": pixels, "labels": np.array(["flat", "upright"])[label]}
+    one, other = (
+        prepare_images(raw, study_of({"classes": c}), KEY) for c in (["flat", "upright"], ["upright", "flat"])
+    )
+    held = [{i.tobytes() for i in table.parts["holdout"].images} for table in (one, other)]
+    assert held[0] == held[1] and 5 < len(held[0]) < 40 and one.marks == other.marks
+
+
 def test_a_study_of_several_images_a_patient_asks_whose_they_are():
     several = study_of(max_records_per_patient=3, records="averaged")
     assert "whose" in refusal(lambda: prepare_images(raw_of(60), several, KEY), "column-missing")

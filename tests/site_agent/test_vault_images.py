@@ -353,11 +353,29 @@ def test_pictures_and_volumes_are_of_the_subject_in_their_path(site):
     Image.fromarray(soft(1)).save(site.src / "flat" / "loose.png")
     Image.fromarray(soft(2)).save(site.src / "flat" / "sub-04_photo.png")
     site.ingest(labels=CLASSES)
+    assert site.load().report.left_out == {"does not say whose it is": 1}, "unless the officer knows it"
+    site.register(chest=Dataset(vault="chest", one_file_a_patient=True))
     one = site.load()
-    assert one.parts["all"].count == 5 and one.capped == 3
+    assert one.parts["all"].count == 5 and one.capped == 3 and not one.report.left_out
     table = site.load(study_of({"slices": 3}, max_records_per_patient=5, records="averaged"))
     assert table.report.left_out == {"does not say whose it is": 1} and table.capped == 3
     assert sorted(np.bincount(table.parts["all"].patient).tolist()) == [1, 5, 5, 5]
+
+
+def test_a_file_without_a_name_stays_in_its_part_wherever_it_lies(site):
+    site.register(chest=Dataset(vault="chest", one_file_a_patient=True))
+    held = []
+    for place in ("flat/first", "flat/moved"):
+        (site.src / place).mkdir(parents=True)
+        for number in range(30):
+            Image.fromarray(soft(number)).save(site.src / place / f"{place[5]}{number}.png")
+        site.ingest(labels=CLASSES)
+        table = site.load()
+        assert table.parts["all"].count == 30
+        held.append(({i.tobytes() for i in table.parts["holdout"].images}, table.marks))
+        site.vault.forget_dataset("chest")
+        shutil.rmtree(site.src / place)
+    assert held[0] == held[1] and 0 < len(held[0][0]) < 20
 
 
 def test_a_data_set_has_one_name_and_a_file_has_its_own_labels():
