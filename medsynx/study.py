@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from medsynx.errors import MedsynxError
 from medsynx.image_spec import ImageSpec
@@ -222,6 +231,11 @@ class GateSpec(_Model):
     max_tvd2: float | None = Field(default=None, gt=0, le=1)
     min_tstr_auc: float | None = Field(default=None, ge=0, le=1)
     max_memorisation: float | None = Field(default=None, gt=0, le=1)
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a threshold that is not asked for and came later than the others: it changes no study's digest."""
+        return {n: v for n, v in handler(self).items() if n != "max_memorisation" or v is not None}
 
 
 class Study(_Model):
