@@ -26,7 +26,8 @@ class SecureSum:
     Attributes:
         total: sum of the vectors of ``answered``, once there is one.
         answered: sites whose vector is in the total.
-        journal: what was said before the coordinator stopped, if it did; ``conduct`` is then to be called with the sites it was called with.
+        journal: what was said before the coordinator stopped, if it did.
+        asked: the sites this sum was begun with: the journal's, whoever is there now.
         missing: why the others' are not.
         silent: sites that fell out after their vector had arrived, and why; they are in the total all the same.
         private: whether every site in the total had its noise on.
@@ -37,6 +38,7 @@ class SecureSum:
     priced: PricedStep
     request: Request
     journal: Journal = field(default_factory=lambda: Journal(None, ""))
+    asked: list[str] = field(default_factory=list)
     total: Residues | None = None
     answered: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
@@ -47,14 +49,19 @@ class SecureSum:
     def conduct(self, sites: list[str]) -> None:
         """All five exchanges.
 
+        Args:
+            sites: to begin with; a sum that was begun before goes on with its own.
+
         Raises:
             TooFew: fewer sites are left than a total needs; ``missing`` and ``silent`` say why.
             MedsynxError: ``reply-invalid`` when some site's shares were wrong.
         """
+        begun = self.journal.read("advert")
+        self.asked = sites if begun is None else [answer.site for answer in begun]
         privacy = self.study.privacy
         relay = Relay(self.study.rounds.quorum, privacy.tolerated_dropouts, RING)
         try:
-            letters = relay.advertised(self._messages("advert", {site: {} for site in sites}))
+            letters = relay.advertised(self._messages("advert", {site: {} for site in self.asked}))
             letters = relay.shared(self._messages("share", letters))
             vectors = self._vectors(letters)
             letters = relay.masked(set(vectors))

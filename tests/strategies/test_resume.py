@@ -161,3 +161,21 @@ def test_a_secure_sum_goes_on_in_the_exchange_it_stopped_in(tmp_path, exchange):
     assert charged == [[s.step.name for s in outcome.plan.steps]] * 4
     assert all([kind for kind, _ in e].count("again") == 1 and e.count(("released", "cliques")) == 1 for e in left)
     assert not (tmp_path / "exchanges").exists(), "masked vectors do not stay at the coordinator"
+
+
+@pytest.mark.parametrize(("exchange", "counts"), [("share", False), ("confirm", True)])
+def test_a_secure_sum_goes_on_when_a_site_does_not_come_back_in_time(tmp_path, exchange, counts):
+    """The sum goes on with the sites it was begun with: one that is away is in the total when its vector is there, and missing when it is not.
+    Another that joined meanwhile waits for the next step."""
+    study = parse_study(MASKED)
+    folders = masking_sites(tmp_path / "sites", study, ("east", "far", "north", "south", "west"))
+    sites = {n: SiteService(f).answer for n, f in folders.items()}
+    late = sites.pop("east")
+    file, at = tmp_path / "checkpoint.npz", ("tables", exchange)
+    with pytest.raises(Stopped):
+        Run(study, Losing(sites, at), "r1", checkpoint=file).conduct()
+    del sites["west"]
+    run = Run(study, Losing({**sites, "east": late}), "r1", checkpoint=file)
+    run._exchange(run.plan.steps[0], State())
+    assert run.rounds[0].answered == ["far", "north", "south"] + ["west"] * counts
+    assert run.rounds[0].missing == {"east": "offline"} | ({} if counts else {"west": "offline"})
