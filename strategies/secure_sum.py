@@ -97,7 +97,8 @@ class SecureSum:
         requests = {site: self._request(exchange, message) for site, message in letters.items()}
         answers = self.journal.read(exchange)
         if answers is None:
-            answers = self.federation.ask(requests, sorted(requests), self.study.rounds.deadline_seconds)
+            heard = self.federation.ask(requests, sorted(requests), self.study.rounds.deadline_seconds)
+            answers = [_plain(answer) for answer in heard]
             self.journal.write(exchange, answers)
         out = {}
         for answer in answers:
@@ -107,6 +108,16 @@ class SecureSum:
             else:
                 failed[answer.site] = reason or "late"
         return out
+
+
+def _plain(answer: Answer) -> Answer:
+    """The answer when it has the form of one, so that it can be kept: one array, a message of texts and texts by name."""
+    reply = answer.reply
+    if reply is None:
+        return answer
+    said = [v for value in reply.message.values() for v in (value.values() if isinstance(value, dict) else [value])]
+    plain = set(reply.arrays) <= {"sum"} and all(isinstance(value, str) for value in said)
+    return answer if plain else Answer(answer.site, Reply(refusal="reply-invalid"))
 
 
 def _reason(answer: Answer, request: Request) -> str | None:

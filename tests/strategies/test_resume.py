@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from evaluation.programme import priced_plan
 from medsynx.generators.base import State
 from medsynx.study import parse_study
 from medsynx.wire import Reply, Request
@@ -17,7 +18,9 @@ from site_agent.ledger import Ledger
 from site_agent.service import SiteService
 from strategies.checkpoint import Checkpoint, load, save
 from strategies.in_process import InProcessFederation
+from strategies.journal import Journal
 from strategies.rounds import Run
+from strategies.secure_sum import SecureSum
 from tests.conftest import RAW_STUDY
 from tests.helpers import masking_sites
 from tests.strategies.test_rounds import handlers
@@ -179,3 +182,16 @@ def test_a_secure_sum_goes_on_when_a_site_does_not_come_back_in_time(tmp_path, e
     run._exchange(run.plan.steps[0], State())
     assert run.rounds[0].answered == ["far", "north", "south"] + ["west"] * counts
     assert run.rounds[0].missing == {"east": "offline"} | ({} if counts else {"west": "offline"})
+
+
+@pytest.mark.parametrize("odd", [Reply(message={"signature": [[]]}), Reply({"s" * 70_000: np.zeros(1)})])
+def test_an_answer_that_has_no_form_is_its_sites_fault_and_stops_no_journal(tmp_path, study, odd):
+    question, priced = Request("r1", study.digest, "tables", State()), priced_plan(study).find("tables")
+    good = {"boxes": {"east": "AA=="}, "commitment": "AA=="}
+    sites = {"east": lambda asked: Reply(message=good, answers=asked.digest), "odd": lambda asked: odd}
+    journal = Journal(tmp_path / "exchanges", "label")
+    for federation in (InProcessFederation(sites), InProcessFederation({})):  # asked, and read again
+        failed: dict[str, str] = {}
+        total = SecureSum(federation, study, priced, question, journal)
+        assert total._ask("share", {"east": {}, "odd": {}}, failed)["east"].message == good
+        assert failed == {"odd": "reply-invalid"}
