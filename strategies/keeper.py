@@ -28,6 +28,7 @@ from strategies.lock import holder
 
 log = logging.getLogger("medsynx.coordinator")
 LIMIT = 5  #: restarts of a run that finishes no further exchange
+RESTARTED, DIED = "the coordinator's service restarted", "its ServerApp ended without a result"
 LOOK_SECONDS = 2.0  #: how often Flower is asked about a run whose ServerApp is not there
 KILL_SECONDS = 10.0
 
@@ -52,12 +53,21 @@ class Keeper:
         self.watched: dict[str, _Watched] = {}
 
     def tend(self) -> None:
-        """Look after every run that has no result; to be called now and then. A SuperLink that is away is waited for."""
+        """Look after every run that has no result; to be called now and then.
+
+        A SuperLink that is away is waited for, and so is a disk. A run whose files cannot be read is failed, and the others go on.
+        """
         for name in self.folder.open_runs():
             try:
-                self._tend(name)
+                try:
+                    self._tend(name)
+                except (ValueError, KeyError, TypeError) as broken:
+                    log.error("run %s: its files cannot be read (%s)", name, type(broken).__name__)
+                    fail(self.folder, name, "coordinator-failed", "the run's files at the coordinator cannot be read")
             except httpx.HTTPError as away:
                 log.debug("run %s: the SuperLink does not answer (%s)", name, type(away).__name__)
+            except OSError as trouble:
+                log.error("run %s: %s", name, trouble)
 
     def _tend(self, name: str) -> None:
         folder, watched = self.folder.run(name), self.watched.get(name)
@@ -67,10 +77,10 @@ class Keeper:
                 fail(self.folder, name, "run-stopped", "stopped by the coordinator")
         elif watched is None:
             self._end(name)
-            self._start(name, "asked for" if not self.folder.attempts(name) else "the coordinator's service restarted")
+            self._start(name, RESTARTED if self.folder.attempts(name) else "asked for")
         elif not self._lives(folder, watched) and self.folder.result(name) is None:
             self._end(name)
-            self._start(name, "its ServerApp ended without a result")
+            self._start(name, DIED)
 
     def _lives(self, folder: Path, watched: _Watched) -> bool:
         told, living = holder(folder)
@@ -85,7 +95,10 @@ class Keeper:
 
     def _start(self, name: str, why: str) -> None:
         attempts, done = self.folder.attempts(name), self.folder.exchanges(name)
-        if len(attempts) > LIMIT and all(a["exchanges"] == done for a in attempts[-LIMIT - 1 :]):
+        own = [
+            a for a in attempts if a["why"] != RESTARTED
+        ]  # what the service's end took along says nothing of the run
+        if why == DIED and len(own) > LIMIT and all(a["exchanges"] == done for a in own[-LIMIT - 1 :]):
             fail(
                 self.folder,
                 name,
