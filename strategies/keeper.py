@@ -30,7 +30,10 @@ log = logging.getLogger("medsynx.coordinator")
 LIMIT = 5  #: restarts of a run that finishes no further exchange
 RESTARTED, DIED = "the coordinator's service restarted", "its ServerApp ended without a result"
 LOOK_SECONDS = 2.0  #: how often Flower is asked about a run whose ServerApp is not there
-KILL_SECONDS = 10.0
+KILL_SECONDS, LEAVE_SECONDS = (
+    10.0,
+    30.0,
+)  #: a conductor is killed after; a lock that is held all the same is left alone after
 
 
 @dataclass
@@ -72,14 +75,12 @@ class Keeper:
     def _tend(self, name: str) -> None:
         folder, watched = self.folder.run(name), self.watched.get(name)
         if (folder / "stop").exists():
-            self._end(name)
-            if self.folder.result(name) is None:
+            if self._end(name) and self.folder.result(name) is None:
                 fail(self.folder, name, "run-stopped", "stopped by the coordinator")
         elif watched is None:
-            self._end(name)
-            self._start(name, RESTARTED if self.folder.attempts(name) else "asked for")
-        elif not self._lives(folder, watched) and self.folder.result(name) is None:
-            self._end(name)
+            if self._end(name):
+                self._start(name, RESTARTED if self.folder.attempts(name) else "asked for")
+        elif not self._lives(folder, watched) and self.folder.result(name) is None and self._end(name):
             self._start(name, DIED)
 
     def _lives(self, folder: Path, watched: _Watched) -> bool:
@@ -112,15 +113,19 @@ class Keeper:
         self.watched[name] = _Watched(flower)
         log.info("run %s: started (%s), %d exchanges are done", name, why, done)
 
-    def _end(self, name: str) -> None:
-        """Make sure that no ServerApp conducts this run any more."""
+    def _end(self, name: str) -> bool:
+        """Make sure that no ServerApp conducts this run any more. False when its lock stays held: the run is left as it is until the next look."""
         for attempt in self.folder.attempts(name)[-1:]:
             with contextlib.suppress(httpx.HTTPStatusError):  # it has ended, or this SuperLink never knew it
                 if self.control.status(int(attempt["flower"]))[0] != "finished":
                     self.control.stop(int(attempt["flower"]))
         folder, began = self.folder.run(name), time.monotonic()
         while (found := holder(folder))[1] and found[0]:
+            if time.monotonic() - began > LEAVE_SECONDS:
+                log.error("run %s: process %s does not let go of its lock", name, found[0]["pid"])
+                return False
             late = time.monotonic() - began > KILL_SECONDS
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(found[0]["pid"]), signal.SIGKILL if late else signal.SIGTERM)
             time.sleep(0.2)
+        return True

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
+import threading
 
 import httpx
 import pytest
@@ -168,3 +170,25 @@ def test_a_server_that_answers_nonsense_does_not_stop_a_run(tmp_path, monkeypatc
     monkeypatch.setattr(httpx.Client, "request", asked)
     Registry("https://server", ca=str(tmp_path / "gone") if trouble == "ca" else None).put_run("r", {})
     assert "did not take its progress" in caplog.text
+
+
+def test_a_lock_that_stays_held_is_left_for_the_next_look(kept, monkeypatch, caplog):
+    folder, flower, _ = kept
+    monkeypatch.setattr("strategies.keeper.LEAVE_SECONDS", 0.3)
+    monkeypatch.setattr("strategies.keeper.os.kill", lambda pid, number: None)
+    keeper = Keeper(folder, flower)
+    with alone(folder.run("r"), 1):
+        keeper.tend()
+        (folder.run("r") / "stop").touch()
+        keeper.tend()
+        assert flower.runs == {} and folder.result("r") is None and "does not let go" in caplog.text
+    keeper.tend()
+    assert folder.result("r")["code"] == "run-stopped"
+
+
+def test_whoever_only_looks_at_a_lock_keeps_nobody_from_it(tmp_path):
+    looker = (tmp_path / "lock").open("a")
+    fcntl.flock(looker, fcntl.LOCK_EX)
+    threading.Timer(0.2, looker.close).start()
+    with alone(tmp_path, 7):
+        assert holder(tmp_path)[1]
