@@ -16,7 +16,8 @@ from site_agent.answers import Answers
 from site_agent.audit import Audit
 from site_agent.ledger import Ledger
 from site_agent.service import SiteService
-from strategies.checkpoint import Checkpoint, load, save
+from strategies.checkpoint import Checkpoint, exchanges, load, save
+from strategies.federation import Answer
 from strategies.in_process import InProcessFederation
 from strategies.journal import Journal
 from strategies.rounds import Run
@@ -195,3 +196,26 @@ def test_an_answer_that_has_no_form_is_its_sites_fault_and_stops_no_journal(tmp_
         total = SecureSum(federation, study, priced, question, journal)
         assert total._ask("share", {"east": {}, "odd": {}}, failed)["east"].message == good
         assert failed == {"odd": "reply-invalid"}
+
+
+@pytest.mark.parametrize("spoilt", ["cut", "zeros", "flipped", "empty"])
+def test_a_spoilt_file_is_none(tmp_path, spoilt):
+    """An answer, a journal or a checkpoint that the disk spoilt is as good as none; it fails no later step and no service."""
+    asked, file = Request("r", "d", "s", State()), tmp_path / "checkpoint.npz"
+    reply = Reply({"sum": np.arange(1000)}, answers=asked.digest)
+    answers, journal = Answers(tmp_path), Journal(tmp_path, "label")
+
+    def held():
+        return answers.find(asked), journal.read("mask"), load(file, "d", "r"), exchanges(file)
+
+    answers.keep(asked, reply)
+    journal.write("mask", [Answer("east", reply)])
+    save(file, Checkpoint(State({"sum": np.arange(1000)}), {"study": "d", "name": "r", "rounds": [{}]}, {}))
+    assert all(held())
+    for path in tmp_path.iterdir():
+        assert path.stat().st_mode & 0o077 == 0
+        whole = path.read_bytes()
+        half = len(whole) // 2
+        flipped = whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1 :]
+        path.write_bytes({"cut": whole[:half], "zeros": bytes(half), "flipped": flipped, "empty": b""}[spoilt])
+    assert not any(held())
