@@ -137,10 +137,11 @@ class Supervisor:
             return []
 
     def stop(self) -> None:
-        """SIGTERM to every group, SIGKILL to what is left. Newest first; a second Ctrl-C does not cut it short."""
-        before = signal.getsignal(signal.SIGINT)
+        """SIGTERM to every group, SIGKILL to what is left. Newest first; a second Ctrl-C or kill does not cut it short."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         with contextlib.suppress(ValueError):  # not the main thread
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            for number in before:
+                signal.signal(number, signal.SIG_IGN)
         try:
             running = [s.process for s in reversed(self.services.values())]
             for process in running:
@@ -155,7 +156,8 @@ class Supervisor:
             self.services.clear()
         finally:
             with contextlib.suppress(ValueError):
-                signal.signal(signal.SIGINT, before)
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
 
 def _spawn(command: list[str], log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -7,13 +7,10 @@ mask, no second charge. Only the identical request gets them (:attr:`medsynx.wir
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from pathlib import Path
 
-import numpy as np
-
+from medsynx import npz
 from medsynx.wire import Reply, Request
 
 KEEP_SECONDS = 86_400
@@ -31,25 +28,15 @@ class Answers:
         for old in self.folder.glob("*.answer"):
             if old.stat().st_mtime < time.time() - KEEP_SECONDS:
                 old.unlink(missing_ok=True)
-        facts = json.dumps({"request": request.digest, "private": reply.private, "message": reply.message})
-        part = self._file(request).with_suffix(".part")
-        with os.fdopen(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as out:
-            arrays = {f"array/{n}": a for n, a in reply.arrays.items()}
-            np.savez(out, facts=np.frombuffer(facts.encode(), np.uint8), **arrays)
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(self._file(request))
+        facts = {"request": request.digest, "private": reply.private, "message": reply.message}
+        npz.write(self._file(request), facts, {f"array/{n}": a for n, a in reply.arrays.items()})
 
     def find(self, request: Request) -> Reply | None:
         """What exactly this request was answered, or None. A file that cannot be read is none."""
-        try:
-            with np.load(self._file(request), allow_pickle=False) as held:
-                arrays = dict(held)
-            facts = json.loads(arrays.pop("facts").tobytes())
-        except (OSError, ValueError, KeyError, EOFError):
+        held = npz.read(self._file(request))
+        if held is None or held[0]["request"] != request.digest:
             return None
-        if facts["request"] != request.digest:
-            return None
+        facts, arrays = held
         named = {n.removeprefix("array/"): a for n, a in arrays.items()}
         return Reply(named, private=facts["private"], message=facts["message"], answers=request.digest)
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from medsynx import npz
 from medsynx.generators.base import Arrays, State
 
 STATE, OTHER = "state/", "other/"
@@ -35,22 +32,15 @@ def save(file: Path, checkpoint: Checkpoint) -> None:
     named = {STATE + n: a for n, a in checkpoint.state.arrays.items()} | {
         OTHER + n: a for n, a in checkpoint.arrays.items()
     }
-    facts = json.dumps({"state": checkpoint.state.facts, "run": checkpoint.facts})
-    part = file.with_suffix(".part")
-    with part.open("wb") as out:
-        np.savez(out, facts=np.frombuffer(facts.encode(), np.uint8), **named)
-        out.flush()
-        os.fsync(out.fileno())
-    part.replace(file)
+    npz.write(file, {"state": checkpoint.state.facts, "run": checkpoint.facts}, named)
 
 
 def load(file: Path, digest: str, run: str) -> Checkpoint | None:
-    """The checkpoint of this run of this study, or None when there is none."""
-    if not file.exists():
+    """The checkpoint of this run of this study, or None when there is none or it is spoilt."""
+    held = npz.read(file)
+    if held is None:
         return None
-    with np.load(file, allow_pickle=False) as held:
-        arrays = dict(held)
-    facts = json.loads(arrays.pop("facts").tobytes())
+    facts, arrays = held
     if (facts["run"]["study"], facts["run"]["name"]) != (digest, run):
         return None
     state = {n.removeprefix(STATE): a for n, a in arrays.items() if n.startswith(STATE)}
@@ -59,8 +49,6 @@ def load(file: Path, digest: str, run: str) -> Checkpoint | None:
 
 
 def exchanges(file: Path) -> int:
-    """How many exchanges a checkpoint has behind it; 0 when there is none."""
-    if not file.exists():
-        return 0
-    with np.load(file, allow_pickle=False) as held:
-        return len(json.loads(held["facts"].tobytes())["run"]["rounds"])
+    """How many exchanges a checkpoint has behind it; 0 when there is none or it is spoilt."""
+    held = npz.read(file)
+    return len(held[0]["run"]["rounds"]) if held else 0

@@ -7,6 +7,7 @@ The coordinator's folder: ``studies/DIGEST.json`` (manifests), ``signing.pem`` (
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from datetime import UTC, datetime
@@ -34,7 +35,9 @@ class CoordinatorFolder:
         """Keep a manifest under its digest."""
         target = self.path / "studies" / f"{study.digest}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(study.model_dump_json(), "utf-8")
+        part = target.with_suffix(".part")
+        part.write_text(study.model_dump_json(), "utf-8")
+        part.replace(target)
 
     def study(self, digest: str) -> Study:
         """The manifest of this digest. Raises ``study-unreadable``."""
@@ -53,15 +56,18 @@ class CoordinatorFolder:
         return folder
 
     def ask(self, study: Study, name: str) -> None:
-        """Ask for a run of this study. Raises ``run-exists`` or ``request-invalid``."""
+        """Ask for a run of this study; the request is there whole or not at all. Raises ``run-exists`` or ``request-invalid``."""
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}", name):
             raise MedsynxError("request-invalid", f"{name!r} is no name of a run: lower case letters, digits, dashes")
         self.add_study(study)
+        part = self.run(name) / f"request.{os.getpid()}.part"
+        part.write_text(json.dumps({"study": study.digest}), "utf-8")
         try:
-            with (self.run(name) / "request.json").open("x") as file:
-                json.dump({"study": study.digest}, file)
+            os.link(part, part.with_name("request.json"))  # unlike a rename it takes nobody's place
         except FileExistsError:
             raise MedsynxError("run-exists", f"there is a run {name} already") from None
+        finally:
+            part.unlink()
 
     def request(self, name: str) -> dict[str, Any]:
         """What was asked for."""

@@ -7,6 +7,7 @@ import time
 from queue import Empty, Queue
 from typing import TYPE_CHECKING
 
+import httpx
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
 POLL_SECONDS = 0.5
-Inbox = Queue[tuple[str, Message | Exception]]  #: a site and its reply, or what the SuperLink's failure was
+#: a site and its reply (None when that cannot be read), or what the SuperLink's failure was
+Inbox = Queue[tuple[str, Message | Exception | None]]
 
 
 class FlowerFederation:
@@ -75,11 +77,23 @@ class FlowerFederation:
                     inbox.put((site, reply))
                     return
                 time.sleep(POLL_SECONDS)
-        except Exception as error:  # the SuperLink's, not the site's: told to whoever asked
+        except (httpx.HTTPError, OSError) as error:  # the SuperLink's, not the site's: told to whoever asked
             inbox.put((site, error))
+        except Exception:  # of the objects that the site sent
+            inbox.put((site, None))
 
 
-def _answer(site: str, reply: Message, node: int) -> Answer:
+def _answer(site: str, reply: Message | None, node: int) -> Answer:
+    """A site's answer. Whatever its message breaks is ``reply-invalid``."""
+    try:
+        return _read(site, reply, node)
+    except Exception:
+        return Answer(site, Reply(refusal="reply-invalid"))
+
+
+def _read(site: str, reply: Message | None, node: int) -> Answer:
+    if reply is None:
+        return Answer(site, Reply(refusal="reply-invalid"))
     if reply.has_error():
         away = reply.error.code in (
             ErrorCode.NODE_UNAVAILABLE,
@@ -89,7 +103,4 @@ def _answer(site: str, reply: Message, node: int) -> Answer:
         return Answer(site, None, "offline") if away else Answer(site, Reply(refusal="site-failed"))
     if reply.metadata.src_node_id != node:
         return Answer(site, Reply(refusal="reply-invalid"))
-    try:
-        return Answer(site, reply_from_records(reply.content))
-    except (ValueError, KeyError, TypeError):
-        return Answer(site, Reply(refusal="reply-invalid"))
+    return Answer(site, reply_from_records(reply.content))

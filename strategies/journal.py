@@ -6,15 +6,12 @@ was under way is asked again with the same words, to which sites give the same a
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from medsynx import npz
 from medsynx.generators.base import Arrays
 from medsynx.wire import Reply
 from strategies.federation import Answer
@@ -44,24 +41,14 @@ class Journal:
             said = reply and [reply.refusal, reply.private, reply.message, reply.answers]
             facts.append([answer.site, answer.reason, said])
             arrays |= {f"{answer.site}/{name}": array for name, array in (reply.arrays if reply else {}).items()}
-        part = self.folder / f"{exchange}.part"
-        with part.open("wb") as out:
-            text = json.dumps({"label": self.label, "answers": facts})
-            np.savez(out, facts=np.frombuffer(text.encode(), np.uint8), **arrays)
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(self.folder / f"{exchange}.npz")
+        npz.write(self.folder / f"{exchange}.npz", {"label": self.label, "answers": facts}, arrays)
 
     def read(self, exchange: str) -> list[Answer] | None:
-        """The answers of one exchange, or None when it was not finished."""
-        file = self.folder and self.folder / f"{exchange}.npz"
-        if not file or not file.exists():
+        """The answers of one exchange, or None when it was not finished or its file is spoilt."""
+        held = self.folder and npz.read(self.folder / f"{exchange}.npz")
+        if not held or held[0]["label"] != self.label:
             return None
-        with np.load(file, allow_pickle=False) as held:
-            arrays = dict(held)
-        facts = json.loads(arrays.pop("facts").tobytes())
-        if facts["label"] != self.label:
-            return None
+        facts, arrays = held
         out = []
         for site, reason, said in facts["answers"]:
             mine = {n.split("/", 1)[1]: a for n, a in arrays.items() if n.startswith(f"{site}/")}

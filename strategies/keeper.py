@@ -28,8 +28,12 @@ from strategies.lock import holder
 
 log = logging.getLogger("medsynx.coordinator")
 LIMIT = 5  #: restarts of a run that finishes no further exchange
+RESTARTED, DIED = "the coordinator's service restarted", "its ServerApp ended without a result"
 LOOK_SECONDS = 2.0  #: how often Flower is asked about a run whose ServerApp is not there
-KILL_SECONDS = 10.0
+KILL_SECONDS, LEAVE_SECONDS = (
+    10.0,
+    30.0,
+)  #: a conductor is killed after; a lock that is held all the same is left alone after
 
 
 @dataclass
@@ -52,25 +56,32 @@ class Keeper:
         self.watched: dict[str, _Watched] = {}
 
     def tend(self) -> None:
-        """Look after every run that has no result; to be called now and then. A SuperLink that is away is waited for."""
+        """Look after every run that has no result; to be called now and then.
+
+        A SuperLink that is away is waited for, and so is a disk. A run whose files cannot be read is failed, and the others go on.
+        """
         for name in self.folder.open_runs():
             try:
-                self._tend(name)
+                try:
+                    self._tend(name)
+                except (ValueError, KeyError, TypeError) as broken:
+                    log.error("run %s: its files cannot be read (%s)", name, type(broken).__name__)
+                    fail(self.folder, name, "coordinator-failed", "the run's files at the coordinator cannot be read")
             except httpx.HTTPError as away:
                 log.debug("run %s: the SuperLink does not answer (%s)", name, type(away).__name__)
+            except OSError as trouble:
+                log.error("run %s: %s", name, trouble)
 
     def _tend(self, name: str) -> None:
         folder, watched = self.folder.run(name), self.watched.get(name)
         if (folder / "stop").exists():
-            self._end(name)
-            if self.folder.result(name) is None:
+            if self._end(name) and self.folder.result(name) is None:
                 fail(self.folder, name, "run-stopped", "stopped by the coordinator")
         elif watched is None:
-            self._end(name)
-            self._start(name, "asked for" if not self.folder.attempts(name) else "the coordinator's service restarted")
-        elif not self._lives(folder, watched) and self.folder.result(name) is None:
-            self._end(name)
-            self._start(name, "its ServerApp ended without a result")
+            if self._end(name):
+                self._start(name, RESTARTED if self.folder.attempts(name) else "asked for")
+        elif not self._lives(folder, watched) and self.folder.result(name) is None and self._end(name):
+            self._start(name, DIED)
 
     def _lives(self, folder: Path, watched: _Watched) -> bool:
         told, living = holder(folder)
@@ -85,7 +96,10 @@ class Keeper:
 
     def _start(self, name: str, why: str) -> None:
         attempts, done = self.folder.attempts(name), self.folder.exchanges(name)
-        if len(attempts) > LIMIT and all(a["exchanges"] == done for a in attempts[-LIMIT - 1 :]):
+        own = [
+            a for a in attempts if a["why"] != RESTARTED
+        ]  # what the service's end took along says nothing of the run
+        if why == DIED and len(own) > LIMIT and all(a["exchanges"] == done for a in own[-LIMIT - 1 :]):
             fail(
                 self.folder,
                 name,
@@ -99,15 +113,19 @@ class Keeper:
         self.watched[name] = _Watched(flower)
         log.info("run %s: started (%s), %d exchanges are done", name, why, done)
 
-    def _end(self, name: str) -> None:
-        """Make sure that no ServerApp conducts this run any more."""
+    def _end(self, name: str) -> bool:
+        """Make sure that no ServerApp conducts this run any more. False when its lock stays held: the run is left as it is until the next look."""
         for attempt in self.folder.attempts(name)[-1:]:
             with contextlib.suppress(httpx.HTTPStatusError):  # it has ended, or this SuperLink never knew it
                 if self.control.status(int(attempt["flower"]))[0] != "finished":
                     self.control.stop(int(attempt["flower"]))
         folder, began = self.folder.run(name), time.monotonic()
         while (found := holder(folder))[1] and found[0]:
+            if time.monotonic() - began > LEAVE_SECONDS:
+                log.error("run %s: process %s does not let go of its lock", name, found[0]["pid"])
+                return False
             late = time.monotonic() - began > KILL_SECONDS
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(found[0]["pid"]), signal.SIGKILL if late else signal.SIGTERM)
             time.sleep(0.2)
+        return True

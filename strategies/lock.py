@@ -5,17 +5,28 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+LOOK_SECONDS = 1.0  #: somebody who only looks (:func:`holder`) has the lock for a moment
+
 
 @contextmanager
 def alone(folder: Path, flower_run: int) -> Iterator[None]:
     """Hold a run's lock; BlockingIOError when another ServerApp conducts the run."""
+    until = time.monotonic() + LOOK_SECONDS
     with (folder / "lock").open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.02)
         file.truncate(0)
         file.write(json.dumps({"flower": str(flower_run), "pid": os.getpid()}))
         file.flush()

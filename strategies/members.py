@@ -71,7 +71,7 @@ def follow(folder: Path, control: Control) -> None:
         before, trouble = trouble, ""
         try:
             write_roster(folder, reconcile(control, registry.enrolled()))
-        except (httpx.HTTPError, OSError) as away:
+        except (httpx.HTTPError, OSError, ValueError, KeyError, TypeError, AttributeError) as away:
             status = f" {away.response.status_code}" if isinstance(away, httpx.HTTPStatusError) else ""
             trouble = f"{type(away).__name__}{status}"
         if trouble != before:

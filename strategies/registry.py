@@ -12,6 +12,10 @@ from medsynx.errors import MedsynxError
 
 log = logging.getLogger("medsynx.coordinator")
 UPLOAD_SECONDS = 300.0
+SEND_SECONDS, PROGRESS_SECONDS = (
+    60.0,
+    5.0,
+)  #: what the server has for an answer; a run stands still while it tells its progress
 
 
 class Registry:
@@ -31,11 +35,11 @@ class Registry:
         """From ``registry.json`` with keys ``url``, ``token`` and ``ca``; without the file, nothing is sent."""
         return cls(**json.loads(file.read_text("utf-8"))) if file.exists() else cls()
 
-    def _send(self, method: str, path: str, **content: Any) -> dict[str, Any]:
+    def _send(self, method: str, path: str, seconds: float = SEND_SECONDS, **content: Any) -> dict[str, Any]:
         import httpx
 
         headers = {"Authorization": f"Bearer {self.token}"}
-        with httpx.Client(base_url=self.url or "", headers=headers, verify=self.ca or True, timeout=60) as client:
+        with httpx.Client(base_url=self.url or "", headers=headers, verify=self.ca or True, timeout=seconds) as client:
             response = client.request(method, path, **content)
         response.raise_for_status()
         body: dict[str, Any] = response.json()
@@ -47,13 +51,13 @@ class Registry:
         return {s["site"]: s["node_key"].encode() for s in sites if s["status"] == "enrolled"}
 
     def put_run(self, name: str, status: dict[str, Any]) -> None:
-        """Tell how a run goes. A server that does not answer must not stop a run: the trouble is logged."""
+        """Tell how a run goes. A server that does not answer, or anything, must not stop a run: the trouble is logged."""
         import httpx
 
         if self.url:
             try:
-                self._send("PUT", f"/runs/{name}", json=status)
-            except httpx.HTTPError as error:
+                self._send("PUT", f"/runs/{name}", PROGRESS_SECONDS, json=status)
+            except (httpx.HTTPError, OSError, ValueError) as error:  # also: its CA file is gone; it answers no JSON
                 log.warning("run %s: the server did not take its progress (%s)", name, type(error).__name__)
 
     def upload(self, bundle: Path) -> str | None:

@@ -258,12 +258,12 @@ class Run:
         try:
             exchange.conduct(asked)
         except TooFew as few:
-            missing = away | exchange.missing | exchange.silent
+            missing = _not_asked(exchange, asked, away) | exchange.missing | exchange.silent
             self._record(step, began, [], missing, exchange.bytes_per_site)
             raise QuorumLost(step, few.needed, missing) from None
         assert exchange.total is not None
-        missing = away | exchange.missing
-        self.attendance.note(asked, missing | exchange.silent)
+        missing = _not_asked(exchange, asked, away) | exchange.missing
+        self.attendance.note(exchange.asked, missing | exchange.silent)
         self._record(step, began, exchange.answered, missing, exchange.bytes_per_site)
         self.private &= exchange.private
         total = total_of(exchange.total, len(exchange.answered), exchange.priced, self.study)
@@ -283,6 +283,12 @@ def _reason(answer: Answer, request: Request, priced: PricedStep, study: Study) 
     if answer.reply is None:
         return answer.reason or "late"
     return answer.reply.refusal or fault(answer.reply, request, priced, study)
+
+
+def _not_asked(exchange: SecureSum, online: list[str], away: dict[str, str]) -> dict[str, str]:
+    """Why the other sites are not in a sum. One that came after it was begun was away then; one that left it since is told by the sum itself."""
+    others = dict.fromkeys(online, "offline") | away
+    return {site: why for site, why in others.items() if site not in exchange.asked}
 
 
 def rounds_json(rounds: list[Round]) -> list[dict[str, Any]]:

@@ -23,6 +23,8 @@ from strategies.superlink import GATE_CERT, GATE_HOST, GATE_KEY, GATE_PORT, GATE
 BACK_SECONDS = 0.5  #: pause before SuperLink or superexec is started again
 GIVE_UP = 5  #: short lives in a row after which they are not
 
+ANY_ADDRESS = ("0.0.0.0", "::", "")
+
 
 @dataclass(frozen=True)
 class Tls:
@@ -84,8 +86,12 @@ class Runtime:
             self._start("members", members, {})
 
     def ready(self) -> bool:
-        """Whether the SuperLink answers."""
-        return answers(f"https://127.0.0.1:{self.private_port}/health", self.tls.ca)
+        """Whether the SuperLink answers, on loopback and behind its gate."""
+        host, port = self.gate
+        public = f"https://{'localhost' if host in ANY_ADDRESS else host}:{port}/health"
+        private = f"https://127.0.0.1:{self.private_port}/health"
+        # hospitals may know the gate's address by another name than this machine, and the certificate is for theirs
+        return answers(private, self.tls.ca) and answers(public, self.tls.ca, by_name=False)
 
     def _start(self, name: str, command: list[str], env: dict[str, str]) -> None:
         log = self.folder / "logs" / f"{name}.log"
@@ -93,9 +99,10 @@ class Runtime:
         self.supervisor.start(name, command, log, env, restart=True, pause=BACK_SECONDS, give_up=GIVE_UP)
 
 
-def answers(url: str, ca: Path) -> bool:
-    """Whether an HTTPS address answers 200 under this CA."""
+def answers(url: str, ca: Path, *, by_name: bool = True) -> bool:
+    """Whether an HTTPS address answers 200 under this CA; with ``by_name`` its certificate must be for the address's name."""
     context = ssl.create_default_context(cafile=str(ca))
+    context.check_hostname = by_name
     try:
         with urllib.request.urlopen(url, timeout=2, context=context) as answer:
             return bool(answer.status == 200)

@@ -26,7 +26,8 @@ class SecureSum:
     Attributes:
         total: sum of the vectors of ``answered``, once there is one.
         answered: sites whose vector is in the total.
-        journal: what was said before the coordinator stopped, if it did; ``conduct`` is then to be called with the sites it was called with.
+        journal: what was said before the coordinator stopped, if it did.
+        asked: the sites this sum was begun with: the journal's, whoever is there now.
         missing: why the others' are not.
         silent: sites that fell out after their vector had arrived, and why; they are in the total all the same.
         private: whether every site in the total had its noise on.
@@ -37,6 +38,7 @@ class SecureSum:
     priced: PricedStep
     request: Request
     journal: Journal = field(default_factory=lambda: Journal(None, ""))
+    asked: list[str] = field(default_factory=list)
     total: Residues | None = None
     answered: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
@@ -47,14 +49,19 @@ class SecureSum:
     def conduct(self, sites: list[str]) -> None:
         """All five exchanges.
 
+        Args:
+            sites: to begin with; a sum that was begun before goes on with its own.
+
         Raises:
             TooFew: fewer sites are left than a total needs; ``missing`` and ``silent`` say why.
             MedsynxError: ``reply-invalid`` when some site's shares were wrong.
         """
+        begun = self.journal.read("advert")
+        self.asked = sites if begun is None else [answer.site for answer in begun]
         privacy = self.study.privacy
         relay = Relay(self.study.rounds.quorum, privacy.tolerated_dropouts, RING)
         try:
-            letters = relay.advertised(self._messages("advert", {site: {} for site in sites}))
+            letters = relay.advertised(self._messages("advert", {site: {} for site in self.asked}))
             letters = relay.shared(self._messages("share", letters))
             vectors = self._vectors(letters)
             letters = relay.masked(set(vectors))
@@ -90,7 +97,8 @@ class SecureSum:
         requests = {site: self._request(exchange, message) for site, message in letters.items()}
         answers = self.journal.read(exchange)
         if answers is None:
-            answers = self.federation.ask(requests, sorted(requests), self.study.rounds.deadline_seconds)
+            heard = self.federation.ask(requests, sorted(requests), self.study.rounds.deadline_seconds)
+            answers = [_plain(answer) for answer in heard]
             self.journal.write(exchange, answers)
         out = {}
         for answer in answers:
@@ -100,6 +108,16 @@ class SecureSum:
             else:
                 failed[answer.site] = reason or "late"
         return out
+
+
+def _plain(answer: Answer) -> Answer:
+    """The answer when it has the form of one, so that it can be kept: one array, a message of texts and texts by name."""
+    reply = answer.reply
+    if reply is None:
+        return answer
+    said = [v for value in reply.message.values() for v in (value.values() if isinstance(value, dict) else [value])]
+    plain = set(reply.arrays) <= {"sum"} and all(isinstance(value, str) for value in said)
+    return answer if plain else Answer(answer.site, Reply(refusal="reply-invalid"))
 
 
 def _reason(answer: Answer, request: Request) -> str | None:

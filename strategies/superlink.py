@@ -27,6 +27,14 @@ GATE_HOST, GATE_PORT, GATE_CERT, GATE_KEY = (
 GATE_SERVER, GATE_SERVER_CA = "MEDSYNX_GATE_SERVER", "MEDSYNX_GATE_SERVER_CA"
 
 
+def listen(config: uvicorn.Config) -> None:
+    """Serve the gate. A SuperLink without one (its port is taken, say) ends, so that its supervisor starts it again or says why not."""
+    try:
+        uvicorn.Server(config).run()
+    finally:
+        os._exit(1)
+
+
 def main() -> None:
     """``python -m strategies.superlink`` takes flower-superlink's arguments; the gate's come from the environment."""
     create_app = superlink_main.create_app
@@ -44,7 +52,7 @@ def main() -> None:
             ssl_certfile=os.environ[GATE_CERT],
             ssl_keyfile=os.environ[GATE_KEY],
         )
-        threading.Thread(target=uvicorn.Server(config).run, daemon=True, name="fleet-gate").start()
+        threading.Thread(target=listen, args=(config,), daemon=True, name="fleet-gate").start()
         return app
 
     superlink_main.create_app = create_gated

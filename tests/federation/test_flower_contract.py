@@ -94,3 +94,43 @@ def test_a_site_that_died_while_it_sent_holds_up_nobody(monkeypatch):
     assert time.monotonic() - began < 10
     assert {a.site: a.reason for a in answers} == {"east": None, "ghost": "offline", "north": "late", "west": None}
     assert answers[0].reply.message == {"from": "m1"} and answers[3].reply.message == {"from": "m3"}
+
+
+def test_what_a_site_sends_fails_that_site_alone_and_a_superlink_that_is_away_the_question(monkeypatch):
+    """Flower inflates a reply inside ``pull_messages``: what breaks there is the site's, unless the SuperLink itself does not answer."""
+    from types import SimpleNamespace
+
+    import httpx
+    from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+    from strategies.flower import FlowerFederation
+
+    def reply(node, content):
+        return SimpleNamespace(has_error=lambda: False, metadata=SimpleNamespace(src_node_id=node), content=content)
+
+    deep = RecordDict({"arrays": ArrayRecord(), "body": ConfigRecord({"json": "[" * 100_000})})
+    broken = Array("float32", (2,), "numpy.ndarray", b"no array")
+    undecodable = RecordDict({"arrays": ArrayRecord({"sum": broken}), "body": ConfigRecord({"json": "{}"})})
+    first = reply(1, reply_to_records(Reply(message={"from": "m1"})))
+    sent = [first, KeyError("class"), MemoryError(), RecursionError(), reply(5, deep), reply(6, undecodable), object()]
+
+    class Grid:
+        def push_messages(self, messages):
+            return [f"m{node}" for node in messages]
+
+        def pull_messages(self, ids):
+            found = sent[int(ids[0][1:]) - 1]
+            if isinstance(found, Exception):
+                raise found
+            return [found]
+
+    monkeypatch.setattr("strategies.flower.Message", lambda records, node, action, ttl: node)
+    names = [f"s{node}" for node in range(1, 8)]
+    federation = FlowerFederation(Grid(), {name: node for node, name in enumerate(names, 1)})
+    question = Request("r", "d" * 64, "s", State())
+    answers = federation.ask(question, names, 5)
+    assert answers[0].reply.message == {"from": "m1"}
+    assert [a.reply.refusal for a in answers[1:]] == ["reply-invalid"] * 6
+    sent[2] = httpx.ConnectError("away")
+    with pytest.raises(httpx.ConnectError):
+        federation.ask(question, names, 5)

@@ -116,3 +116,29 @@ end_when_killed(); print('up', flush=True); time.sleep(60)
         assert process.stdout.readline() == b"up\n"
         process.terminate()
         assert process.wait(20) != 0 and b"KeyboardInterrupt" in process.stderr.read()
+
+
+def test_a_second_kill_does_not_leave_processes_behind(tmp_path):
+    """The service takes its time to end its processes; whoever is impatient must not cut that short."""
+    script = """
+import sys, time
+from pathlib import Path
+from medsynx.processes import Supervisor, end_when_killed
+end_when_killed()
+child = "import signal, time; signal.signal(signal.SIGTERM, lambda *a: (time.sleep(1), 1/0)); print('up', flush=True); time.sleep(300)"
+log = Path(sys.argv[1]) / "log"
+with Supervisor() as s:
+    s.start("stubborn", [sys.executable, "-c", child], log)
+    while not log.read_text(): time.sleep(0.02)
+    print(s.pids()["stubborn"], flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as parent:
+        parent.stdout.readline()
+        parent.terminate()
+        time.sleep(0.4)
+        parent.terminate()
+        parent.wait(20)
+    assert "ZeroDivisionError" in (tmp_path / "log").read_text(), "it ended in its own time"

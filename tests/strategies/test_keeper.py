@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
+import threading
 
 import httpx
 import pytest
@@ -12,6 +14,7 @@ from medsynx.errors import MedsynxError
 from strategies.coordinator import CoordinatorFolder
 from strategies.keeper import LIMIT, Keeper
 from strategies.lock import alone, holder
+from strategies.registry import Registry
 from strategies.service import follow, only, require_service, stop
 
 
@@ -126,3 +129,66 @@ def test_what_is_asked_wrongly_is_refused_by_name(kept, study):
     with only(folder.path):
         assert code(lambda: only(folder.path).__enter__()) == "coordinator-busy"
         require_service(folder.path)
+
+
+def test_a_service_that_was_restarted_often_does_not_fail_its_runs(kept):
+    folder, flower, _ = kept
+    for _ in range(3 * LIMIT):
+        Keeper(folder, flower).tend()
+        dies(folder, flower)
+    assert len(flower.runs) == 3 * LIMIT and folder.result("r") is None
+
+
+@pytest.mark.parametrize("file", ["request.json", "attempts.json"])
+def test_a_run_whose_files_are_spoilt_is_failed_and_the_others_go_on(kept, study, file):
+    folder, flower, keeper = kept
+    folder.ask(study, "z")
+    (folder.run("r") / file).write_text("" if file == "request.json" else '{"starts": [{}]}')
+    keeper.tend()
+    assert folder.result("r")["code"] == "coordinator-failed" and folder.open_runs() == ["z"]
+    assert list(flower.runs) == [1] and len(folder.attempts("z")) == 1
+
+
+def test_a_request_is_there_whole_or_not_at_all(tmp_path, study, monkeypatch):
+    folder = CoordinatorFolder(tmp_path)
+    monkeypatch.setattr("strategies.coordinator.os.link", lambda part, target: 1 / 0)  # it is killed just before
+    with pytest.raises(ZeroDivisionError):
+        folder.ask(study, "r")
+    assert folder.open_runs() == []
+    monkeypatch.undo()
+    folder.ask(study, "r")
+    assert folder.request("r") == {"study": study.digest}
+    assert [f.name for f in folder.run("r").iterdir()] == ["request.json"]
+
+
+@pytest.mark.parametrize("trouble", ["answer", "ca"])
+def test_a_server_that_answers_nonsense_does_not_stop_a_run(tmp_path, monkeypatch, trouble, caplog):
+    def asked(client, *args, **content):
+        assert client.timeout.read == 5, "a run stands still meanwhile"
+        return httpx.Response(200, text="<html>", request=httpx.Request("PUT", "https://server"))
+
+    monkeypatch.setattr(httpx.Client, "request", asked)
+    Registry("https://server", ca=str(tmp_path / "gone") if trouble == "ca" else None).put_run("r", {})
+    assert "did not take its progress" in caplog.text
+
+
+def test_a_lock_that_stays_held_is_left_for_the_next_look(kept, monkeypatch, caplog):
+    folder, flower, _ = kept
+    monkeypatch.setattr("strategies.keeper.LEAVE_SECONDS", 0.3)
+    monkeypatch.setattr("strategies.keeper.os.kill", lambda pid, number: None)
+    keeper = Keeper(folder, flower)
+    with alone(folder.run("r"), 1):
+        keeper.tend()
+        (folder.run("r") / "stop").touch()
+        keeper.tend()
+        assert flower.runs == {} and folder.result("r") is None and "does not let go" in caplog.text
+    keeper.tend()
+    assert folder.result("r")["code"] == "run-stopped"
+
+
+def test_whoever_only_looks_at_a_lock_keeps_nobody_from_it(tmp_path):
+    looker = (tmp_path / "lock").open("a")
+    fcntl.flock(looker, fcntl.LOCK_EX)
+    threading.Timer(0.2, looker.close).start()
+    with alone(tmp_path, 7):
+        assert holder(tmp_path)[1]

@@ -59,3 +59,24 @@ def test_the_roster_is_written_when_it_changes(tmp_path):
     write_roster(tmp_path, {"east": 2**63 + 1})
     assert (tmp_path / "roster.json").stat().st_mtime_ns == before
     assert json.loads((tmp_path / "roster.json").read_text()) == {"east": str(2**63 + 1)}
+
+
+@pytest.mark.parametrize(
+    "sites", [ValueError("no JSON"), [{}], None, [{"site": "a", "node_key": 1, "status": "enrolled"}]]
+)
+def test_a_list_that_cannot_be_read_changes_nothing(tmp_path, monkeypatch, sites):
+    def answer(*args, **content):
+        if isinstance(sites, Exception):
+            raise sites
+        return sites
+
+    def slept(seconds):
+        raise InterruptedError("followed on")
+
+    link = SuperLink(b"a")
+    (tmp_path / "registry.json").write_text('{"url": "https://server"}')
+    monkeypatch.setattr("strategies.registry.Registry._send", answer)
+    monkeypatch.setattr("strategies.members.time.sleep", slept)
+    with pytest.raises(InterruptedError):
+        follow(tmp_path, link)
+    assert link.calls == []

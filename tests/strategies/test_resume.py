@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from evaluation.programme import priced_plan
 from medsynx.generators.base import State
 from medsynx.study import parse_study
 from medsynx.wire import Reply, Request
@@ -15,9 +16,12 @@ from site_agent.answers import Answers
 from site_agent.audit import Audit
 from site_agent.ledger import Ledger
 from site_agent.service import SiteService
-from strategies.checkpoint import Checkpoint, load, save
+from strategies.checkpoint import Checkpoint, exchanges, load, save
+from strategies.federation import Answer
 from strategies.in_process import InProcessFederation
+from strategies.journal import Journal
 from strategies.rounds import Run
+from strategies.secure_sum import SecureSum
 from tests.conftest import RAW_STUDY
 from tests.helpers import masking_sites
 from tests.strategies.test_rounds import handlers
@@ -161,3 +165,57 @@ def test_a_secure_sum_goes_on_in_the_exchange_it_stopped_in(tmp_path, exchange):
     assert charged == [[s.step.name for s in outcome.plan.steps]] * 4
     assert all([kind for kind, _ in e].count("again") == 1 and e.count(("released", "cliques")) == 1 for e in left)
     assert not (tmp_path / "exchanges").exists(), "masked vectors do not stay at the coordinator"
+
+
+@pytest.mark.parametrize(("exchange", "counts"), [("share", False), ("confirm", True)])
+def test_a_secure_sum_goes_on_when_a_site_does_not_come_back_in_time(tmp_path, exchange, counts):
+    """The sum goes on with the sites it was begun with: one that is away is in the total when its vector is there, and missing when it is not.
+    Another that joined meanwhile waits for the next step."""
+    study = parse_study(MASKED)
+    folders = masking_sites(tmp_path / "sites", study, ("east", "far", "north", "south", "west"))
+    sites = {n: SiteService(f).answer for n, f in folders.items()}
+    late = sites.pop("east")
+    file, at = tmp_path / "checkpoint.npz", ("tables", exchange)
+    with pytest.raises(Stopped):
+        Run(study, Losing(sites, at), "r1", checkpoint=file).conduct()
+    del sites["west"]
+    run = Run(study, Losing({**sites, "east": late}), "r1", checkpoint=file)
+    run._exchange(run.plan.steps[0], State())
+    assert run.rounds[0].answered == ["far", "north", "south"] + ["west"] * counts
+    assert run.rounds[0].missing == {"east": "offline"} | ({} if counts else {"west": "offline"})
+
+
+@pytest.mark.parametrize("odd", [Reply(message={"signature": [[]]}), Reply({"s" * 70_000: np.zeros(1)})])
+def test_an_answer_that_has_no_form_is_its_sites_fault_and_stops_no_journal(tmp_path, study, odd):
+    question, priced = Request("r1", study.digest, "tables", State()), priced_plan(study).find("tables")
+    good = {"boxes": {"east": "AA=="}, "commitment": "AA=="}
+    sites = {"east": lambda asked: Reply(message=good, answers=asked.digest), "odd": lambda asked: odd}
+    journal = Journal(tmp_path / "exchanges", "label")
+    for federation in (InProcessFederation(sites), InProcessFederation({})):  # asked, and read again
+        failed: dict[str, str] = {}
+        total = SecureSum(federation, study, priced, question, journal)
+        assert total._ask("share", {"east": {}, "odd": {}}, failed)["east"].message == good
+        assert failed == {"odd": "reply-invalid"}
+
+
+@pytest.mark.parametrize("spoilt", ["cut", "zeros", "flipped", "empty"])
+def test_a_spoilt_file_is_none(tmp_path, spoilt):
+    """An answer, a journal or a checkpoint that the disk spoilt is as good as none; it fails no later step and no service."""
+    asked, file = Request("r", "d", "s", State()), tmp_path / "checkpoint.npz"
+    reply = Reply({"sum": np.arange(1000)}, answers=asked.digest)
+    answers, journal = Answers(tmp_path), Journal(tmp_path, "label")
+
+    def held():
+        return answers.find(asked), journal.read("mask"), load(file, "d", "r"), exchanges(file)
+
+    answers.keep(asked, reply)
+    journal.write("mask", [Answer("east", reply)])
+    save(file, Checkpoint(State({"sum": np.arange(1000)}), {"study": "d", "name": "r", "rounds": [{}]}, {}))
+    assert all(held())
+    for path in tmp_path.iterdir():
+        assert path.stat().st_mode & 0o077 == 0
+        whole = path.read_bytes()
+        half = len(whole) // 2
+        flipped = whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1 :]
+        path.write_bytes({"cut": whole[:half], "zeros": bytes(half), "flipped": flipped, "empty": b""}[spoilt])
+    assert not any(held())

@@ -1,0 +1,65 @@
+"""The coordinator's processes are ready when hospitals can reach them, and a SuperLink without its gate does not go on."""
+
+import socket
+import ssl
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+import uvicorn
+
+from medsynx.processes import Supervisor, free_port
+from onehost.certificates import make_tls
+from strategies import superlink
+from strategies.runtime import Runtime
+
+
+class Healthy(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/health" else 404)
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def listening(tmp_path):
+    """Starts HTTPS listeners that are well."""
+    tls, servers = make_tls(tmp_path / "tls"), []
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tls.cert, tls.key)
+
+    def start(port):
+        servers.append(HTTPServer(("127.0.0.1", port), Healthy))
+        servers[-1].socket = context.wrap_socket(servers[-1].socket, server_side=True)
+        threading.Thread(target=servers[-1].serve_forever, args=(0.05,), daemon=True).start()
+
+    yield tls, start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_ready_means_that_the_gate_listens_too(tmp_path, listening, host):
+    tls, start = listening
+    runtime = Runtime(Supervisor(), tmp_path, tmp_path / "service", tls, (host, free_port()))
+    assert not runtime.ready()
+    start(runtime.private_port)
+    assert not runtime.ready(), "no hospital could reach it"
+    start(runtime.gate[1])
+    assert runtime.ready()
+
+
+def test_a_superlink_whose_gate_cannot_listen_ends(monkeypatch):
+    ended = []
+    monkeypatch.setattr("strategies.superlink.os._exit", ended.append)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(SystemExit):
+            superlink.listen(
+                uvicorn.Config(lambda *a: None, port=taken.getsockname()[1], lifespan="off", log_config=None)
+            )
+    assert ended == [1]
