@@ -88,9 +88,21 @@ def test_a_site_that_died_while_it_sent_holds_up_nobody(monkeypatch):
             ]
 
     monkeypatch.setattr("strategies.flower.Message", lambda records, node, action, ttl: node)
-    federation = FlowerFederation(Grid(), {"east": 1, "north": 2, "west": 3})
+    federation = FlowerFederation(Grid(), lambda: {"east": 1, "north": 2, "west": 3})
     began = time.monotonic()
     answers = federation.ask(Request("r", "d" * 64, "s", State()), ["east", "north", "west", "ghost"], 1.5)
     assert time.monotonic() - began < 10
     assert {a.site: a.reason for a in answers} == {"east": None, "ghost": "offline", "north": "late", "west": None}
     assert answers[0].reply.message == {"from": "m1"} and answers[3].reply.message == {"from": "m3"}
+
+
+def test_a_site_with_a_new_key_is_asked_again_in_the_same_run():
+    from types import SimpleNamespace
+
+    from strategies.flower import FlowerFederation
+
+    roster = {"east": 1, "west": 2}
+    federation = FlowerFederation(SimpleNamespace(get_node_ids=lambda: [1, 3]), lambda: dict(roster))
+    assert federation.sites() == ["east"]
+    roster["west"] = 3
+    assert federation.sites() == ["east", "west"] and federation.roster["west"] == 3
