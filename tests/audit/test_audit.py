@@ -220,7 +220,7 @@ def audit_summed_gradients(tmp_path, study: Study = SUMMED, runs: int = 400) -> 
     return epsilon_lower_bound(scores[0], scores[1], study.privacy.delta)
 
 
-@pytest.mark.parametrize(("study", "runs"), [(SUMMED, 400), (PICTURES, 150)], ids=["table", "images"])
+@pytest.mark.parametrize(("study", "runs"), [(SUMMED, 400), (PICTURES, 80)], ids=["table", "images"])
 def test_sums_of_gradients_stay_below_their_claim(tmp_path, study, runs):
     assert 0.9 * dp_gan_sum.NORM < np.linalg.norm(aimed(study)[2]) <= dp_gan_sum.NORM
     assert audit_summed_gradients(tmp_path, study, runs) <= study.privacy.epsilon
