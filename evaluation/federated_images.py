@@ -213,7 +213,7 @@ def start(study: Study, synthetic: Images) -> State:
 
 
 def figures(study: Study, state: State) -> dict[str, Any]:
-    """AUC (of each class against the rest), balanced accuracy, Frechet distance and memorisation, from noised tables.
+    """AUC (of each class against the rest), balanced accuracy, Frechet and kernel distance and memorisation, from noised tables.
 
     Of the first two ``plus_minus`` is one standard deviation of the noise; with more than 0.05 of it, or without a visible class, they are not
     reliable. For the others see :func:`evaluation.image_view.frechet` and :func:`evaluation.memorisation.figure`.
@@ -223,12 +223,14 @@ def figures(study: Study, state: State) -> dict[str, Any]:
     std = holdout_std / UNIT
     rng, tables = np.random.default_rng(0), Layout(study).split(state.arrays["holdout"])
     view = View(state.arrays, study.image.shape[2])
+    moments = tables.moments, tables.patients, holdout_std / MOMENT_UNIT
     learned = {
         "tstr_auc": _mean([binned_auc(s, std, rng) for s in tables.scores]),
         "tstr_balanced_accuracy": _balanced(tables.answers, std, rng),
     }
     out = {name: {**figure, "learner": LEARNER} for name, figure in learned.items()} | {
-        "frechet": image_view.frechet(view, tables.moments, tables.patients, holdout_std / MOMENT_UNIT),
+        "frechet": image_view.frechet(view, *moments),
+        "kernel_distance": image_view.kernel(view, *moments),
         "memorisation": memorisation.figure(
             np.asarray(state.arrays["train"], float) / UNIT, tables.near, (train_std / UNIT, holdout_std / NEAR_UNIT)
         ),

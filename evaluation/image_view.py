@@ -7,6 +7,7 @@ standard deviation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -140,7 +141,25 @@ class View:
 
 
 def frechet(view: View, total: NDArray[np.float64], patients: float, std: float) -> dict[str, Any]:
-    """Frechet distance of synthetic images to the patients of a noised sum of moments.
+    """Frechet distance of synthetic images to the patients of a noised sum of moments; see :func:`_distance`."""
+    from evaluation.image_space import gaussian_distance
+
+    return _distance(view, total, patients, std, lambda a, b: gaussian_distance(view.gaussian(a), view.gaussian(b)))
+
+
+def kernel(view: View, total: NDArray[np.float64], patients: float, std: float) -> dict[str, Any]:
+    """Kernel distance of the same: the maximum mean discrepancy of a polynomial kernel of degree two, whose features the moments are."""
+    return _distance(view, total, patients, std, lambda a, b: float(np.linalg.norm(a - b)))
+
+
+def _distance(
+    view: View,
+    total: NDArray[np.float64],
+    patients: float,
+    std: float,
+    apart: Callable[[NDArray[np.float64], NDArray[np.float64]], float],
+) -> dict[str, Any]:
+    """How far the synthetic images' mean moments are from the patients'.
 
     ``floor`` is what a perfect generator would show with this noise and as many patients (mean of draws), ``noisy`` what was seen, ``value`` the
     rest, ``resolution`` what 19 of 20 such draws stay under; ``mean_only`` is what images of their class's mean would show above the floor. Not
@@ -150,21 +169,16 @@ def frechet(view: View, total: NDArray[np.float64], patients: float, std: float)
         total: (WIDTH,) sum over patients.
         patients: how many, estimated.
         std: of the noise in an entry, in the same units.
+        apart: distance of two mean moments.
     """
-    from evaluation.image_space import gaussian_distance
-
     if patients < 1:
         return {"value": None, "why": "noise hides how many patients there are", "reliable": False}
     rows, rng = view.moments(view.drawn), np.random.default_rng(0)
-    made = view.gaussian(rows.mean(axis=0))
-
-    def apart(moments: NDArray[np.float64], other: Gaussian = made) -> float:
-        return gaussian_distance(other, view.gaussian(moments / patients))
-
+    made, seen = rows.mean(axis=0), total / patients
     draws = [rows[rng.integers(0, len(rows), round(patients))].sum(axis=0) for _ in range(DRAWS)]
-    floors = [apart(drawn + rng.normal(0, std, WIDTH)) for drawn in draws]
-    floor, noisy = float(np.mean(floors)), apart(total)
-    control = max(0.0, apart(total, view.gaussian(view.control)) - floor)
+    floors = [apart(made, (drawn + rng.normal(0, std, WIDTH)) / patients) for drawn in draws]
+    floor, noisy = float(np.mean(floors)), apart(made, seen)
+    control = max(0.0, apart(view.control, seen) - floor)
     resolution = max(0.0, float(np.quantile(floors, 0.95)) - floor)
     return {
         "value": max(0.0, noisy - floor),

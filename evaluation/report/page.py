@@ -22,7 +22,7 @@ FIGURES = {
     ),
     "kernel_distance": (
         "Kernel distance",
-        "Squared maximum mean discrepancy in the same space, without bias: around 0 is alike, and it may be below.",
+        "Maximum mean discrepancy in the same space; around 0 is alike. Computed directly it is squared and without bias, so it may be below.",
     ),
     "memorisation": (
         "Memorisation",

@@ -127,12 +127,13 @@ def test_a_copying_generator_is_found_and_an_honest_one_is_not():
     assert not gate.check(spec, {})["passed"] and not gate.check(spec, None)["passed"]
 
 
-def test_the_frechet_distance_tells_a_good_generator_from_a_bad_one():
+@pytest.mark.parametrize("name", ["frechet", "kernel_distance"])
+def test_a_distance_tells_a_good_generator_from_a_bad_one(name):
     study, (pixels, label) = study_of(), stripes(1000, 2)
-    good = judged(study, start(study, made(1000, 1)), pixels / 255, label)["frechet"]
+    good = judged(study, start(study, made(1000, 1)), pixels / 255, label)[name]
     assert good["reliable"] and good["value"] < 2 * good["resolution"] < good["mean_only"]
     dark = made(1000, 1)
-    bad = judged(study, start(study, Images(dark.pixels * 0.5, dark.label)), pixels / 255, label)["frechet"]
+    bad = judged(study, start(study, Images(dark.pixels * 0.5, dark.label)), pixels / 255, label)[name]
     assert bad["value"] > 10 * good["resolution"]
 
 
