@@ -37,6 +37,13 @@ def read_secret(file: Path) -> bytes:
     return file.read_bytes()
 
 
+def private_folder(folder: Path) -> None:
+    """Make a folder that only its owner can enter; one that is there and is open to others is closed to them."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_mode & 0o077:
+        folder.chmod(0o700)
+
+
 def write_secret(file: Path, content: bytes) -> None:
     """A file only its owner can read, from its first byte on."""
     file.parent.mkdir(parents=True, exist_ok=True)

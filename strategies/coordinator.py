@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medsynx.errors import MedsynxError
+from medsynx.keys import private_folder
 from medsynx.study import Study, parse_study
 from strategies import checkpoint
 from strategies.federation import Federation
@@ -34,7 +35,8 @@ class CoordinatorFolder:
     def add_study(self, study: Study) -> None:
         """Keep a manifest under its digest."""
         target = self.path / "studies" / f"{study.digest}.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(self.path)
+        target.parent.mkdir(exist_ok=True)
         part = target.with_suffix(".part")
         part.write_text(study.model_dump_json(), "utf-8")
         part.replace(target)
@@ -52,6 +54,7 @@ class CoordinatorFolder:
     def run(self, name: str) -> Path:
         """The folder of a run, made when absent."""
         folder = self.path / "runs" / name
+        private_folder(self.path)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medsynx.flower_processes import flower_env, script
-from medsynx.keys import make_secret
+from medsynx.keys import make_secret, private_folder
 from medsynx.processes import Supervisor, free_port
 from strategies.control import Control
 from strategies.server_app import COORDINATOR
@@ -65,6 +65,7 @@ class Runtime:
 
     def start(self) -> None:
         """Start all of it; :meth:`ready` says when it can be asked."""
+        private_folder(self.folder)
         secret, tls = make_secret(self.folder / "keys" / "superexec.secret"), self.tls
         link = [sys.executable, "-m", "strategies.superlink", "--host", "127.0.0.1", "--port", str(self.private_port)]
         link += ["--ssl-ca-certfile", str(tls.ca), "--ssl-certfile", str(tls.cert), "--ssl-keyfile", str(tls.key)]

@@ -16,6 +16,7 @@ from typing import Any
 
 from medsynx.bundle import new_key
 from medsynx.errors import MedsynxError
+from medsynx.keys import private_folder
 from medsynx.processes import Supervisor
 from strategies.coordinator import CoordinatorFolder
 from strategies.keeper import Keeper
@@ -68,8 +69,8 @@ def check(supervisor: Supervisor) -> None:
 
 @contextmanager
 def only(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. Raises ``coordinator-busy``."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Hold the lock of the folder, which is its owner's alone. Raises ``coordinator-busy``."""
+    private_folder(folder)
     with (folder / "service.lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

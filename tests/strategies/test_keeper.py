@@ -11,10 +11,13 @@ import httpx
 import pytest
 
 from medsynx.errors import MedsynxError
+from medsynx.processes import Supervisor
+from onehost.certificates import make_tls
 from strategies.coordinator import CoordinatorFolder
 from strategies.keeper import LIMIT, Keeper
 from strategies.lock import alone, holder
 from strategies.registry import Registry
+from strategies.runtime import Runtime
 from strategies.service import follow, only, require_service, stop
 
 
@@ -192,3 +195,14 @@ def test_whoever_only_looks_at_a_lock_keeps_nobody_from_it(tmp_path):
     threading.Timer(0.2, looker.close).start()
     with alone(tmp_path, 7):
         assert holder(tmp_path)[1]
+
+
+def test_the_folder_is_its_owners_alone(tmp_path, study):
+    made, found = tmp_path / "made", tmp_path / "found"
+    CoordinatorFolder(made).ask(study, "r")
+    found.mkdir(mode=0o755)
+    with only(found), Supervisor() as supervisor:
+        runtime = Runtime(supervisor, found, found / "service", make_tls(tmp_path / "tls"), ("127.0.0.1", 1))
+        runtime._start = lambda *args: None
+        runtime.start()
+        assert [f.stat().st_mode & 0o777 for f in (made, found, found / "service")] == [0o700] * 3
