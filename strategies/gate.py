@@ -1,7 +1,8 @@
 """What hospitals reach: the fleet endpoints, health, and the server's enrolment, on one port. Everything else is answered 403.
 
 Flower's signature of a fleet request covers its time and not its content, and is good for five minutes. So the gate takes each signed time of a key
-once: a request that is sent again, or its headers with another content, is refused.
+once: a request that is sent again, or its headers with another content, is refused. What has no signature is refused before Flower reads it, and
+whoever made a key of their own and signed with it uses nothing up: a key counts as a site's once Flower has done what it asked.
 """
 
 from __future__ import annotations
@@ -13,17 +14,24 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
+from cryptography.exceptions import UnsupportedAlgorithm
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
-from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
-FLEET, HEALTH = "/v1/fleet/", "/health"
+HEALTH = "/health"
+FLEET = frozenset(route for route in PROTOBUF_REQUEST_TYPES if route[1].startswith("/v1/fleet/"))  #: method and path
 #: what of the server sites may ask; each request shows a one-time token or a signature
 ENROLMENT = frozenset(
     {("GET", "/enrolment"), ("POST", "/enrolment")}
     | {("POST", f"/enrolment/{action}") for action in ("rotate", "leave", "roster")}
 )
 MAX_BODY = 16_384  #: bytes of an enrolment request
+#: bytes of a fleet request, which Flower holds in memory before it knows whose it is. A model update of any size comes in objects of 5 MiB.
+MAX_FLEET_BODY = 64 * 2**20
 REMEMBERED = 500_000  #: signed times held at once; beyond that nothing is let in
 WINDOW_SECONDS = TIMESTAMP_TOLERANCE + 3 * SYSTEM_TIME_TOLERANCE
 
@@ -46,7 +54,7 @@ class Once:
         return True
 
     def forget(self, key: bytes, signed: bytes) -> None:
-        """A request that Flower found not to be signed by this key uses nothing up."""
+        """A request that was not a site's uses nothing up."""
         self.seen.pop((key, signed), None)
 
     def _old(self, now: float) -> Any:
@@ -63,21 +71,33 @@ def gate(app: App, server: httpx.AsyncClient | None = None) -> App:
         server: where enrolment is answered; without one it is forbidden too.
     """
     once = Once()
+    sites: set[bytes] = set()  # keys with which Flower has done something
 
     async def fleet(scope: Any, receive: Any, send: Any) -> None:
+        if wrong := _malformed(scope["headers"]):
+            await _answer(send, *wrong)
+            return
         key, signed = _signed(scope["headers"])
         if not key or not signed:
             await _answer(send, 401, b"not signed")
         elif not once.first(key, signed):
             await _answer(send, 401, b"signed time was used before")
         else:
+            status = 500
 
             async def watched(message: Any) -> None:
-                if message["type"] == "http.response.start" and message["status"] == 401:
-                    once.forget(key, signed)
+                nonlocal status
+                if message["type"] == "http.response.start":
+                    status = message["status"]
+                    if status < 400:
+                        sites.add(key)
                 await send(message)
 
-            await app(scope, receive, watched)
+            try:
+                await app(scope, receive, watched)
+            finally:
+                if status == 401 or key not in sites:
+                    once.forget(key, signed)
 
     async def enrolment(scope: Any, receive: Any, send: Any, server: httpx.AsyncClient) -> None:
         body, more = b"", True
@@ -98,10 +118,9 @@ def gate(app: App, server: httpx.AsyncClient | None = None) -> App:
 
     async def public(scope: Any, receive: Any, send: Any) -> None:
         path = str(scope.get("path", ""))
-        plain = ".." not in path and "//" not in path
         if scope["type"] != "http":
             return
-        if plain and path.startswith(FLEET):
+        if (scope["method"], path) in FLEET:
             await fleet(scope, receive, send)
         elif path == HEALTH:
             await app(scope, receive, send)
@@ -113,16 +132,32 @@ def gate(app: App, server: httpx.AsyncClient | None = None) -> App:
     return public
 
 
+def _only(headers: list[tuple[bytes, bytes]], name: str, longest: int) -> bytes:
+    """A header's value; empty when it is missing, given twice (whose first is Flower's?) or oversized."""
+    values = [v for n, v in headers if n.lower() == name.encode()]
+    return values[0] if len(values) == 1 and len(values[0]) <= longest else b""
+
+
+def _malformed(headers: list[tuple[bytes, bytes]]) -> tuple[int, bytes] | None:
+    """Status and text for what Flower would refuse unread, or what is too large to be read."""
+    if _only(headers, "content-type", 100).partition(b";")[0].strip().lower() != PROTOBUF_MEDIA_TYPE.encode():
+        return 415, b"not protobuf"
+    length = _only(headers, "content-length", 12)
+    if not length.isdigit() or any(n.lower() == b"transfer-encoding" for n, _ in headers):
+        return 411, b"no length"
+    return (413, b"too large") if int(length) > MAX_FLEET_BODY else None
+
+
 def _signed(headers: list[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
-    """Key and signed time of a request; empty when they are missing, given twice (whose first is Flower's?), spelt oddly or oversized."""
-    keys = [v for n, v in headers if n.lower() == FLEET_HTTP_PUBLIC_KEY_HEADER.encode()]
-    times = [v for n, v in headers if n.lower() == TIMESTAMP_HEADER.encode()]
-    if len(keys) != 1 or len(times) != 1 or len(keys[0]) > 1000 or len(times[0]) > 64:
-        return b"", b""
+    """Key and time of a request that this key signed; empty when it did not, or a header is not as it should be."""
+    time_ = _only(headers, TIMESTAMP_HEADER, 64)
     try:
-        return base64.b64decode(keys[0], validate=True), times[0]
-    except binascii.Error:
-        return b"", b""
+        key = base64.b64decode(_only(headers, FLEET_HTTP_PUBLIC_KEY_HEADER, 1000), validate=True)
+        signature = base64.b64decode(_only(headers, FLEET_HTTP_SIGNATURE_HEADER, 1000), validate=True)
+        sound = verify_signature(bytes_to_public_key(key), time_, signature)
+    except (binascii.Error, ValueError, TypeError, AttributeError, UnsupportedAlgorithm):  # also keys of another kind
+        sound = False
+    return (key, time_) if sound else (b"", b"")
 
 
 async def _answer(send: Any, status: int, body: bytes, kind: str = "text/plain") -> None:

@@ -4,11 +4,15 @@ import base64
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 
 from strategies import gate as gate_module
 from strategies.gate import WINDOW_SECONDS, Once, gate
 
-KEY, TIME = b"flwr-public-key", b"flwr-timestamp"
+KEY, TIME, SIGNATURE = b"flwr-public-key", b"flwr-timestamp", b"flwr-signature"
+PROTOBUF = (b"content-type", b"application/protobuf")
+NORTH, SOUTH = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
 
 
 class Flower:
@@ -23,8 +27,10 @@ class Flower:
         await send({"type": "http.response.body", "body": b"flower"})
 
 
-def key(text=b"a key"):
-    return base64.b64encode(text)
+def signed(time=b"2026-01-01T00:00:00", by=NORTH):
+    """Headers as a SuperNode sends them."""
+    pem = public_key_to_bytes(by.public_key())
+    return [(KEY, base64.b64encode(pem)), (TIME, time), (SIGNATURE, base64.b64encode(sign_message(by, time))), PROTOBUF]
 
 
 async def ask(app, path="/v1/fleet/pull-messages", headers=(), method="POST", body=b""):
@@ -35,42 +41,77 @@ async def ask(app, path="/v1/fleet/pull-messages", headers=(), method="POST", bo
 
 async def test_a_signed_time_passes_once():
     flower = Flower()
-    app = gate(flower)
-    signed = [(KEY, key()), (TIME, b"2026-01-01T00:00:00")]
-    assert await ask(app, headers=signed) == 200
-    assert await ask(app, headers=signed) == 401, "sent again"
-    assert await ask(app, "/v1/fleet/push-messages", signed, body=b"other") == 401, "or with other content"
-    assert await ask(app, headers=[(KEY, key(b"b")), signed[1]]) == 200, "another site at the same time"
-    assert await ask(app, headers=[signed[0], (TIME, b"2026-01-01T00:00:01")]) == 200
+    app, headers = gate(flower), signed()
+    assert await ask(app, headers=headers) == 200
+    assert await ask(app, headers=headers) == 401, "sent again"
+    assert await ask(app, "/v1/fleet/push-messages", headers, body=b"other") == 401, "or with other content"
+    assert await ask(app, headers=signed()) == 401, "or signed anew"
+    assert await ask(app, headers=signed(by=SOUTH)) == 200, "another site at the same time"
+    assert await ask(app, headers=signed(b"2026-01-01T00:00:01")) == 200
     assert len(flower.paths) == 3
 
 
 async def test_no_header_hides_another():
     """Flower reads the first of two headers of one name."""
-    app, used, fresh = gate(Flower()), (TIME, b"1"), (TIME, b"2")
-    assert await ask(app, headers=[(KEY, key()), used]) == 200
+    flower = Flower()
+    app = gate(flower)
+    key, used, proof, kind = signed(b"1")
+    _, fresh, fresh_proof, _ = signed(b"2")
+    other = signed(by=SOUTH)[0]
+    assert await ask(app, headers=[key, used, proof, kind]) == 200
     for headers in (
-        [(KEY, key()), used, fresh],
-        [(KEY, key()), fresh, used],
-        [(KEY, key()), (KEY, key(b"b")), used],
-        [(KEY, key())],
-        [fresh],
+        [key, used, fresh, fresh_proof],
+        [key, fresh, used, fresh_proof],
+        [key, other, fresh, fresh_proof],
+        [key, fresh, fresh_proof, proof],
+        [key, fresh],
+        [key, fresh_proof],
+        [fresh, fresh_proof],
         [],
-        [(KEY, b"not base64!"), fresh],
-        [(KEY, b"YR=="), (TIME, b"3" * 65)],
+        [key, fresh, proof],
+        [other, fresh, fresh_proof],
+        [(KEY, b"not base64!"), fresh, fresh_proof],
+        [(KEY, base64.b64encode(b"no key")), fresh, fresh_proof],
+        signed(b"3" * 65)[:3],
     ):
-        assert await ask(app, headers=headers) == 401, headers
-    assert await ask(app, headers=[(KEY, b"YQ=="), (TIME, b"5")]) == 200
-    assert await ask(app, headers=[(KEY, b"YR=="), (TIME, b"5")]) == 401, "the same key, spelt otherwise"
+        assert await ask(app, headers=[*headers, kind]) == 401, headers
+    assert len(flower.paths) == 1
+    assert await ask(app, headers=[key, fresh, fresh_proof, kind]) == 200, "junk before it used nothing up"
 
 
-async def test_junk_uses_nothing_up():
-    refusing = Flower(401)
-    app = gate(refusing)
-    signed = [(KEY, key()), (TIME, b"1")]
-    assert await ask(app, headers=signed) == 401
-    refusing.status = 200
-    assert await ask(app, headers=signed) == 200 and len(refusing.paths) == 2
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 412, 415, 500])
+async def test_whoever_is_no_site_uses_nothing_up(status, monkeypatch):
+    """Flower answers many things before it asks whose a key is, and anybody can make a key and sign with it."""
+    monkeypatch.setattr(gate_module, "REMEMBERED", 2)
+    flower = Flower(status)
+    app = gate(flower)
+    for second in range(5):
+        assert await ask(app, headers=signed(str(second).encode())) == status
+    flower.status = 200
+    assert await ask(app, headers=signed(b"a site", SOUTH)) == 200
+    flower.status = status
+    for again in (status, status if status == 401 else 401):
+        assert await ask(app, headers=signed(b"next", SOUTH)) == again, "a site's failed request is not sent again"
+
+
+async def test_what_flower_would_refuse_does_not_reach_it():
+    flower = Flower()
+    app, headers = gate(flower), signed()
+    assert await ask(app, headers=headers[:3]) == 415
+    assert await ask(app, headers=[*headers[:3], (b"content-type", b"application/json")]) == 415
+    assert await ask(app, "/v1/fleet/no-such", headers) == 403
+    assert await ask(app, headers=headers, method="PUT") == 403
+    large = str(gate_module.MAX_FLEET_BODY + 1).encode()
+    assert await ask(app, headers=[*headers, (b"content-length", large)]) == 413
+    assert await ask(app, headers=[*headers, (b"content-length", b"-1")]) == 411
+    assert await ask(app, headers=[*headers, (b"transfer-encoding", b"chunked")]) == 411
+    assert flower.paths == []
+
+
+def test_an_object_of_a_model_update_fits():
+    from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
+
+    assert 2 * FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE < gate_module.MAX_FLEET_BODY
 
 
 def test_signed_times_are_forgotten_when_flower_would_not_take_them(monkeypatch):
