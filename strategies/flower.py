@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from queue import Empty, Queue
 from typing import TYPE_CHECKING
 
@@ -28,14 +29,15 @@ class FlowerFederation:
 
     Args:
         grid: Flower's grid of this run.
-        roster: approved site name -> node id; nobody else is asked and nobody else's answer counts.
+        read: tells the approved site name -> node id; nobody else is asked and nobody else's answer counts.
     """
 
-    def __init__(self, grid: Grid, roster: dict[str, int]) -> None:
-        self.grid, self.roster = grid, roster
+    def __init__(self, grid: Grid, read: Callable[[], dict[str, int]]) -> None:
+        self.grid, self.read, self.roster = grid, read, read()
 
     def sites(self) -> list[str]:
-        """Sites of the roster that the SuperLink counts as online."""
+        """Sites of the roster, as it is now, that the SuperLink counts as online: a site with a new key is another node."""
+        self.roster = self.read()
         online = set(self.grid.get_node_ids())
         return sorted(site for site, node in self.roster.items() if node in online)
 

@@ -1,6 +1,8 @@
-"""Keeps the SuperLink's nodes and the coordinator's roster equal to the server's list of enrolled sites.
+"""Keeps the SuperLink's nodes and the coordinator's roster equal to the server's list of sites.
 
-A key that appears in the list is registered, one that is gone from it (revoked, left, rotated) is unregistered; other sites' nodes are not touched.
+A key that appears in the list is registered. One is unregistered when the server still names its site and says that it was revoked, has left or has
+another key. A site the server does not name at all stays as it is: the SuperLink takes a key once, for good, so that a wrong or empty server would
+shut every hospital out for ever.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -24,31 +27,55 @@ log = logging.getLogger("medsynx.members")
 POLL_SECONDS = 2.0
 
 
-def reconcile(control: Control, enrolled: Mapping[str, bytes]) -> dict[str, int]:
-    """Register and unregister until the SuperLink's nodes are those enrolled.
+class Listed(NamedTuple):
+    """A site that the server names: its latest node key (PEM), and whether it is enrolled (else it was revoked or has left)."""
+
+    key: bytes
+    enrolled: bool
+
+
+class Server(Registry):
+    """The server, asked for every site that ever enrolled."""
+
+    def listed(self) -> dict[str, Listed]:
+        """By name of the site. Raises httpx's errors, and ValueError, KeyError or TypeError for an answer that is no such list."""
+        sites: Any = self._send("GET", "/enrolment/sites")
+        return {s["site"]: Listed(s["node_key"].encode(), s["status"] == "enrolled") for s in sites}
+
+
+def reconcile(control: Control, listed: Mapping[str, Listed], before: Mapping[str, int]) -> dict[str, int]:
+    """Register and unregister what the server's list asks for.
 
     Args:
-        enrolled: site -> node key (PEM).
+        before: site -> node id, the coordinator's roster so far: whose node it is when its key is in no list any more.
 
     Returns:
-        Site -> node id, for the coordinator's roster. A key the SuperLink does not take (it takes each once, for good) is left out and logged.
+        Site -> node id, for the coordinator's roster; sites the list does not name stay in it. A key the SuperLink does not take (it takes each once,
+        for good) is left out and logged.
     """
-    wanted = {key: site for site, key in enrolled.items()}
-    roster = {}
+    owners = {entry.key: site for site, entry in listed.items()}
+    known, roster = {node: site for site, node in before.items()}, {}
     for node, key in control.nodes().items():
-        if key in wanted:
-            roster[wanted[key]] = node
-        else:
+        site = owners.get(key) or known.get(node)
+        if site is not None and (site not in listed or listed[site] == (key, True)):
+            roster[site] = node
+        elif site is not None:
             control.unregister(node)
-            log.info("node %s is no enrolled site's any more", node)
-    for site in sorted(enrolled.keys() - roster.keys()):
+            log.info("node %s is not site %s any more", node, site)
+    for site in sorted(s for s, entry in listed.items() if entry.enrolled and s not in roster):
         try:
-            roster[site] = control.register(site, enrolled[site])
+            roster[site] = control.register(site, listed[site].key)
         except (httpx.HTTPError, ValueError) as error:
             log.error("site %s: its key was not taken (%s)", site, type(error).__name__)
         else:
             log.info("site %s is registered", site)
     return dict(sorted(roster.items()))
+
+
+def read_roster(folder: Path) -> dict[str, int]:
+    """``roster.json`` of the coordinator's folder; there is none before the first hospital has joined."""
+    file = folder / "roster.json"
+    return {site: int(node) for site, node in json.loads(file.read_text("utf-8") if file.exists() else "{}").items()}
 
 
 def write_roster(folder: Path, roster: Mapping[str, int]) -> None:
@@ -61,21 +88,42 @@ def write_roster(folder: Path, roster: Mapping[str, int]) -> None:
         part.replace(target)
 
 
+def follow_once(folder: Path, control: Control) -> str:
+    """Make nodes and roster those of the server's list; returns what is in the way, empty when nothing is. Everything stays as it is then.
+
+    Where the server is, and the token, are read each time: ``medsynx coordinator connect`` is heard without a restart.
+    """
+    try:
+        server = Server(**vars(Registry.configured(folder / "registry.json")))
+        if not server.url:  # no list is not an empty list
+            return "registry.json does not name the server; run `medsynx coordinator connect`"
+        listed = server.listed()
+        roster = reconcile(control, listed, read_roster(folder))
+        write_roster(folder, roster)
+    except httpx.HTTPStatusError as refused:
+        status = refused.response.status_code
+        remedy = (
+            "; the token has expired or was withdrawn: run `medsynx server token create --days 366`, then `medsynx coordinator connect`"
+            if status in (401, 403) and refused.request.url.path == "/enrolment/sites"
+            else ""
+        )
+        return f"{refused.request.url.path} was answered {status}{remedy}"
+    except (httpx.HTTPError, OSError, ValueError, KeyError, TypeError, AttributeError) as away:
+        return type(away).__name__
+    if unnamed := ", ".join(sorted(roster.keys() - listed.keys())):
+        return f"the server does not name {unnamed}: kept; is the server of registry.json the right one?"
+    return ""
+
+
 def follow(folder: Path, control: Control) -> None:
     """Follow the server's list for ever. While server or SuperLink are away everything stays as it is."""
-    registry = Registry.configured(folder / "registry.json")
-    if not registry.url:  # no list is not an empty list
+    if not Registry.configured(folder / "registry.json").url:
         raise MedsynxError("federation-unreachable", f"{folder / 'registry.json'} does not name the server")
     trouble = ""
     while True:
-        before, trouble = trouble, ""
-        try:
-            write_roster(folder, reconcile(control, registry.enrolled()))
-        except (httpx.HTTPError, OSError, ValueError, KeyError, TypeError, AttributeError) as away:
-            status = f" {away.response.status_code}" if isinstance(away, httpx.HTTPStatusError) else ""
-            trouble = f"{type(away).__name__}{status}"
+        before, trouble = trouble, follow_once(folder, control)
         if trouble != before:
-            log.warning("the list of sites cannot be followed: %s", trouble) if trouble else log.info("followed again")
+            log.error("the list of sites is not followed: %s", trouble) if trouble else log.info("followed again")
         time.sleep(POLL_SECONDS)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from flwr.app import Context
@@ -14,6 +14,7 @@ from medsynx import logs
 from strategies.coordinator import CoordinatorFolder, conduct
 from strategies.flower import FlowerFederation
 from strategies.lock import alone
+from strategies.members import read_roster
 
 COORDINATOR = "MEDSYNX_COORDINATOR"  #: environment variable with the coordinator's folder
 app = ServerApp()
@@ -24,10 +25,6 @@ def main(grid: Grid, context: Context) -> None:
     """Conduct the run named in the run config; raises when it fails, so that Flower's state says so too."""
     logs.start(sys.stdout)
     folder = Path(os.environ[COORDINATOR])
-    file = (
-        folder / "roster.json"
-    )  # there is none before the first hospital has joined: the run then ends for want of a quorum
-    roster = {site: int(node) for site, node in json.loads(file.read_text("utf-8") if file.exists() else "{}").items()}
     config = dict(context.run_config)
     with alone(CoordinatorFolder(folder).run(str(config["run"])), context.run_id):
-        conduct(FlowerFederation(grid, roster), folder, config)
+        conduct(FlowerFederation(grid, partial(read_roster, folder)), folder, config)

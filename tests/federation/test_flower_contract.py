@@ -88,7 +88,7 @@ def test_a_site_that_died_while_it_sent_holds_up_nobody(monkeypatch):
             ]
 
     monkeypatch.setattr("strategies.flower.Message", lambda records, node, action, ttl: node)
-    federation = FlowerFederation(Grid(), {"east": 1, "north": 2, "west": 3})
+    federation = FlowerFederation(Grid(), lambda: {"east": 1, "north": 2, "west": 3})
     began = time.monotonic()
     answers = federation.ask(Request("r", "d" * 64, "s", State()), ["east", "north", "west", "ghost"], 1.5)
     assert time.monotonic() - began < 10
@@ -126,7 +126,7 @@ def test_what_a_site_sends_fails_that_site_alone_and_a_superlink_that_is_away_th
 
     monkeypatch.setattr("strategies.flower.Message", lambda records, node, action, ttl: node)
     names = [f"s{node}" for node in range(1, 8)]
-    federation = FlowerFederation(Grid(), {name: node for node, name in enumerate(names, 1)})
+    federation = FlowerFederation(Grid(), lambda: {name: node for node, name in enumerate(names, 1)})
     question = Request("r", "d" * 64, "s", State())
     answers = federation.ask(question, names, 5)
     assert answers[0].reply.message == {"from": "m1"}
@@ -134,3 +134,15 @@ def test_what_a_site_sends_fails_that_site_alone_and_a_superlink_that_is_away_th
     sent[2] = httpx.ConnectError("away")
     with pytest.raises(httpx.ConnectError):
         federation.ask(question, names, 5)
+
+
+def test_a_site_with_a_new_key_is_asked_again_in_the_same_run():
+    from types import SimpleNamespace
+
+    from strategies.flower import FlowerFederation
+
+    roster = {"east": 1, "west": 2}
+    federation = FlowerFederation(SimpleNamespace(get_node_ids=lambda: [1, 3]), lambda: dict(roster))
+    assert federation.sites() == ["east"]
+    roster["west"] = 3
+    assert federation.sites() == ["east", "west"] and federation.roster["west"] == 3

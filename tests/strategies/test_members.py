@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from medsynx.errors import MedsynxError
-from strategies.members import follow, reconcile, write_roster
+from strategies.members import Listed, Server, follow, follow_once, read_roster, reconcile, write_roster
 
 
 class SuperLink:
@@ -32,18 +32,55 @@ class SuperLink:
         del self.present[node]
 
 
+def enrolled(**keys):
+    return {site: Listed(key, True) for site, key in keys.items()}
+
+
 def test_only_what_changed_is_touched():
-    link = SuperLink(b"a", b"b", b"gone")
-    roster = reconcile(link, {"west": b"new", "east": b"a", "north": b"b"})
+    link = SuperLink(b"a", b"b", b"old")
+    listed, before = enrolled(west=b"new", east=b"a", north=b"b"), {"east": 0, "north": 1, "west": 2}
+    roster = reconcile(link, listed, before)
     assert roster == {"east": 0, "north": 1, "west": 104}
     assert link.calls == [("unregister", 2), ("register", "west")]
-    assert reconcile(link, {"west": b"new", "east": b"a", "north": b"b"}) == roster and len(link.calls) == 2
+    assert reconcile(link, listed, roster) == roster and len(link.calls) == 2
 
 
 def test_a_key_that_is_not_taken_leaves_its_site_out():
     link = SuperLink(b"a", b"revoked")
-    reconcile(link, {"east": b"a"})
-    assert reconcile(link, {"east": b"a", "ghost": b"revoked"}) == {"east": 0}
+    reconcile(link, {**enrolled(east=b"a"), "ghost": Listed(b"revoked", False)}, {})
+    assert link.calls == [("unregister", 1)], "known by its key where the roster does not name it"
+    assert reconcile(link, enrolled(east=b"a", ghost=b"revoked"), {"east": 0}) == {"east": 0}
+
+
+def test_a_site_the_server_does_not_name_stays():
+    """A wrong or empty server shuts nobody out: a key is taken once, for good."""
+    link, before = SuperLink(b"a", b"b"), {"east": 0, "west": 1}
+    assert reconcile(link, {}, before) == before and link.calls == []
+    both = {**before, "far": 103}
+    assert reconcile(link, enrolled(far=b"c"), before) == both and link.calls == [("register", "far")]
+    ended = {"east": Listed(b"a", True), "far": Listed(b"c", True), "west": Listed(b"b", False)}
+    assert reconcile(link, ended, both) == {"east": 0, "far": 103} and link.calls[-1] == ("unregister", 1)
+
+
+def test_a_new_token_is_heard_and_an_old_one_named(tmp_path, monkeypatch):
+    def send(self, method, path):
+        if self.token != "fresh":
+            request = httpx.Request(method, self.url + path)
+            raise httpx.HTTPStatusError("no", request=request, response=httpx.Response(401, request=request))
+        return [{"site": "east", "node_key": "a", "status": "enrolled"}]
+
+    monkeypatch.setattr(Server, "_send", send)
+    link = SuperLink(b"a")
+    (tmp_path / "registry.json").write_text(json.dumps({"url": "https://server", "token": "old", "ca": None}))
+    write_roster(tmp_path, {"west": 7})
+    told = follow_once(tmp_path, link)
+    assert "401" in told and "token create --days 366" in told and "coordinator connect" in told
+    assert read_roster(tmp_path) == {"west": 7}
+    (tmp_path / "registry.json").write_text(json.dumps({"url": "https://server", "token": "fresh", "ca": None}))
+    assert follow_once(tmp_path, link) == "" and read_roster(tmp_path) == {"east": 0}
+    link.present[7] = b"w"
+    write_roster(tmp_path, {"west": 7})
+    assert "does not name west" in follow_once(tmp_path, link) and read_roster(tmp_path) == {"east": 0, "west": 7}
 
 
 def test_no_list_is_not_an_empty_list(tmp_path):
