@@ -31,6 +31,13 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
+def die_with_parent(parent: int) -> None:
+    """The kernel kills this process when its parent ends, however that is; at once when that is no longer ``parent``. Linux only."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def end_when_killed() -> None:
     """A plain kill ends this process like Ctrl-C does, also where a script started it in the background and its shell has SIGINT ignored."""
 

@@ -10,10 +10,11 @@ import tempfile
 from pathlib import Path
 
 from medsynx.errors import MedsynxError
+from site_agent.enrolment import CA, NODE_KEY, RECORD, SECRET
 from site_agent.policy import SiteFolder
 
 BOOKS = ("ledger.sqlite", "audit.sqlite", "patients.sqlite")
-FILES = ("site.yaml", "site.key", "identity.pem", "roster.json")
+FILES = ("site.yaml", "site.key", "identity.pem", "roster.json", RECORD, CA, NODE_KEY, SECRET)
 
 
 def write_backup(site: Path, file: Path) -> int:
@@ -21,7 +22,13 @@ def write_backup(site: Path, file: Path) -> int:
     SiteFolder(site).policy()
     if file.exists():
         raise MedsynxError("file-exists", f"{file} exists")
-    part = file.with_name(file.name + ".part")
+    part, owner = file.with_name(file.name + ".part"), site.stat()
+
+    def owned(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+        """Belongs to whom the folder belongs to, whoever makes the back-up; by number, for names differ between machines."""
+        entry.uid, entry.gid, entry.uname, entry.gname = owner.st_uid, owner.st_gid, "", ""
+        return entry
+
     try:
         with (
             os.fdopen(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as out,
@@ -31,10 +38,10 @@ def write_backup(site: Path, file: Path) -> int:
                 data = _snapshot(site / name, file.parent)
                 entry = tarfile.TarInfo(name)
                 entry.size, entry.mode = len(data), 0o600
-                tar.addfile(entry, io.BytesIO(data))
+                tar.addfile(owned(entry), io.BytesIO(data))
             for path in (site / n for n in (*FILES, "approvals")):
                 if path.exists():
-                    tar.add(path, path.name)
+                    tar.add(path, path.name, filter=owned)
             count = len(tar.getmembers())
             tar.close()
             out.flush()

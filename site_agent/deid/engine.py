@@ -278,7 +278,7 @@ def _outcomes(
 def _pool(settings: Settings, jobs: int) -> ProcessPoolExecutor:
     # spawn: a fresh interpreter; a forked one would inherit the native libraries' threads and locks
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(jobs, mp_context=context, initializer=start, initargs=(settings,))
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=start, initargs=(settings, os.getpid()))
 
 
 def _alone_again(source: Source, mac: str, settings: Settings) -> Outcome:

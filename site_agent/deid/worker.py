@@ -211,11 +211,14 @@ def _unpacked_head(data: bytes) -> bytes:
 _worker: Worker | None = None
 
 
-def start(settings: Settings) -> None:
-    """Initialise a pool's process."""
+def start(settings: Settings, parent: int) -> None:
+    """Initialise a pool's process, which ends with the process that has the pool."""
     import warnings
 
+    from medsynx.processes import die_with_parent
+
     global _worker
+    die_with_parent(parent)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     warnings.simplefilter("ignore")  # pydicom quotes values in its warnings
     import logging

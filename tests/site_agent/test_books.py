@@ -320,6 +320,20 @@ def test_a_backup_brings_a_site_back_and_refunds_nothing(tmp_path, study):
     assert ask(site, study, "run-2") == "budget-exceeded"
 
 
+def test_a_backup_holds_all_that_a_site_runs_with(tmp_path, study):
+    """What `site run` reads, and whom it belongs to: as root it is unpacked for the agent's account."""
+    site = make_site(tmp_path / "n", study, small_table(300, 1))
+    Door(site)
+    joined = {"enrolment.json", "ca.pem", "node.key", "executor.secret", "identity.pem"}
+    for name in joined:
+        (site.path / name).write_text("{}")
+    write_backup(site.path, tmp_path / "site.tar")
+    owner = site.path.stat()
+    with tarfile.open(tmp_path / "site.tar") as tar:
+        assert joined | {"site.yaml", "site.key", "ledger.sqlite", "audit.sqlite", "approvals"} <= set(tar.getnames())
+        assert {(m.uid, m.gid, m.uname) for m in tar} == {(owner.st_uid, owner.st_gid, "")}
+
+
 def test_a_fresh_machine_with_an_old_backup_waits_for_its_officer(tmp_path, study):
     site = make_site(tmp_path / "n", study, small_table(300, 1), epsilon_lifetime=100)
     assert ask(site, study, "run-1") is None

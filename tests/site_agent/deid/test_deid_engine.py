@@ -121,6 +121,19 @@ def test_two_objects_with_one_uid_are_both_kept(src, tmp_path):
     assert tally.verdicts["clean"] == 4 and len(files_of(tmp_path / "dst")) == 4
 
 
+def gone(group):
+    """Whether all processes of a group end within seconds; they are killed if not."""
+    deadline = time.monotonic() + 20
+    try:
+        while time.monotonic() < deadline:
+            os.killpg(group, 0)
+            time.sleep(0.05)
+        os.killpg(group, signal.SIGKILL)
+        return False
+    except ProcessLookupError:
+        return True
+
+
 def test_killed_runs_leave_whole_files_only_and_are_resumed(tmp_path, key):
     src, dst = tmp_path / "src", tmp_path / "dst"
     src.mkdir()
@@ -132,15 +145,16 @@ def test_killed_runs_leave_whole_files_only_and_are_resumed(tmp_path, key):
     recipe.write_text("clean_pixel_data: false\n")
     command = [sys.executable, "-m", "medsynx", "deid", src, dst, "--key-file", key, "--recipe", recipe, "--json"]
     seen = 0
-    for _ in range(2):
+    for number in (signal.SIGKILL, signal.SIGTERM):
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         deadline = time.monotonic() + 60
         while len(files_of(dst)) <= seen + 5 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
+        process.send_signal(number)  # to the command alone: its workers go with it
         process.wait()
+        assert gone(process.pid), "a worker stayed behind"
         seen = len(files_of(dst))
     assert 0 < seen < 60
     early = {p: p.read_bytes() for p in files_of(dst)}
