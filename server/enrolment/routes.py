@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 from urllib.parse import urlsplit
 
+import limits
 from fastapi import APIRouter, Depends, Request
 
 from medsynx import __version__
@@ -17,7 +20,7 @@ from server.enrolment import service
 from server.enrolment.schemas import MemberOut
 from server.problems import RESPONSES
 
-JOINS = "300/minute"  # a flood, not guesses: tokens and keys cannot be guessed
+FAILURES = limits.parse("60/minute")  #: of requests in one site's name
 router = APIRouter(prefix="/enrolment", tags=["enrolment"], responses=RESPONSES)
 
 
@@ -28,6 +31,20 @@ def _superlink(request: Request) -> str:
 SuperLink = Annotated[str, Depends(_superlink)]
 
 
+@contextmanager
+def _failures_counted(site: str) -> Iterator[None]:
+    """Say no more than ``too-many-requests`` to whoever goes on failing in a site's name.
+
+    What a token or a signature opens is never held up, or junk would hold it up: all requests come from one address, the gate's.
+    """
+    try:
+        yield
+    except MedsynxError:
+        if not limiter.limiter.hit(FAILURES, "enrolment", site):
+            raise MedsynxError("too-many-requests", f"too many failed requests in the name of {site}") from None
+        raise
+
+
 @router.get("", summary="Who is this server")
 def about(request: Request) -> About:
     """Its release and its certificate authority, which a site compares with the fingerprint it was given."""
@@ -35,19 +52,19 @@ def about(request: Request) -> About:
 
 
 @router.post("", status_code=201, summary="Take up an invitation")
-@limiter.limit(JOINS)
-def join(request: Request, asked: Join, db: Db, superlink: SuperLink) -> Settings:
+def join(asked: Join, db: Db, superlink: SuperLink) -> Settings:
     """Register a site's public keys under a one-time token."""
-    return service.join(db, asked, superlink)
+    with _failures_counted(asked.site):
+        return service.join(db, asked, superlink)
 
 
 @router.post("/{action}", summary="What an enrolled site asks: rotate, leave or roster")
-@limiter.limit(JOINS)
-def ask(request: Request, action: Action, asked: Asked, db: Db, superlink: SuperLink) -> Settings:
+def ask(action: Action, asked: Asked, db: Db, superlink: SuperLink) -> Settings:
     """Put new keys in force, end the membership, or see the roster. Signed by the site's identity; counts once."""
     if asked.action != action:
         raise MedsynxError("proof-invalid", "the request was signed for another purpose")
-    return service.settings(db, service.answer(db, asked), superlink)
+    with _failures_counted(asked.site):
+        return service.settings(db, service.answer(db, asked), superlink)
 
 
 @router.get("/sites", summary="List enrolled sites")

@@ -221,3 +221,16 @@ def test_the_commands(tmp_path, ca):
     listed = json.loads(run("site", "list", "--json"))
     assert [i["site"] for i in listed["invited"]] == ["north", "west"] and "msj_" not in json.dumps(listed)
     assert run("site", "revoke", "west") == "site-unknown" and run("site", "rotate", "west") == "site-unknown"
+
+
+def test_junk_holds_up_nobody(client, db):
+    """Behind the gate all requests come from one address."""
+    north, _ = enrolled(client, db)
+    token = service.invite(db, "south", LATER)
+    thief = Site("north")
+    said = [code(client.post("/enrolment/roster", json=thief.ask("roster"))) for _ in range(70)]
+    assert said[0] == "proof-invalid" and said[-1] == "too-many-requests"
+    body = Site("south").join("msj_junk")
+    assert {code(client.post("/enrolment", json=body)) for _ in range(250)} == {"invite-invalid", "too-many-requests"}
+    assert client.post("/enrolment/roster", json=north.ask("roster")).status_code == 200
+    assert client.post("/enrolment", json=Site("south").join(token)).status_code == 201
