@@ -225,8 +225,11 @@ def main() -> None:
         if "--json" in sys.argv:
             body = {"code": error.code, "message": error.message, "hint": error.hint, "details": list(error.details)}
             typer.echo(json.dumps({"error": body}))
-        typer.secho(f"error: {error}", fg="red", err=True)
-        typer.echo(f"  try: {error.hint}", err=True)
+        from medsynx.logs import printable
+
+        for line in f"error: {error}".split("\n"):
+            typer.secho(printable(line), fg="red", err=True)
+        typer.echo(f"  try: {printable(error.hint)}", err=True)
         raise SystemExit(error.exit_status) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -1,6 +1,7 @@
 """Logs without patients: of an exception its type and places are written, never its message, which may quote a cell. Text or JSON lines.
 
-A :class:`~medsynx.errors.MedsynxError` is written whole: its sentences name columns, files and counts only.
+A :class:`~medsynx.errors.MedsynxError` is written whole: its sentences name columns, files and counts only. What came from outside may hold control
+characters that move a terminal's cursor: they are written as ``?``.
 """
 
 from __future__ import annotations
@@ -16,8 +17,18 @@ from typing import Any, TextIO
 VARIABLE = "MEDSYNX_LOG"  #: ``json`` for one JSON object a line, else text
 
 
+def printable(text: str) -> str:
+    """One line for a terminal: control, bidirectional and other characters that show nothing become ``?``."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 class _Text(logging.Formatter):
     converter = staticmethod(time.gmtime)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """On one line."""
+        record.message = printable(record.message)
+        return super().formatMessage(record)
 
     def formatException(self, info: Any) -> str:
         """Type and places."""
@@ -33,7 +44,7 @@ class _Json(logging.Formatter):
             "at": at,
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": printable(record.getMessage()),
         }
         if record.exc_info and record.exc_info[0]:
             kind, _, trace = record.exc_info

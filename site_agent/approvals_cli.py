@@ -28,15 +28,16 @@ def studies(dir: Folder, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return
+    from medsynx.logs import printable
+
     for f in found:
         what = (
             "" if f["name"] is None else f"{f['name']}  {f['family']}, epsilon {f['epsilon']:g}, {f['bytes']:,} bytes"
         )
         until = f"until {f['expires_at'][:10]}" if f["expires_at"] else ""
         by = f"by {f['by']}" if f["by"] else ""
-        typer.echo(
-            "  ".join(part for part in (f"{f['state']:8}", f["digest"][:12], what, until, by, f["note"]) if part)
-        )
+        parts = (f"{f['state']:8}", f["digest"][:12], what, until, by, f["note"])
+        typer.echo(printable("  ".join(part for part in parts if part)))
     if not found:
         typer.echo("no study was checked, approved, refused or asked for at this site")
 

@@ -5,11 +5,17 @@ Durable before the bytes move.
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from site_agent.approvals import is_digest
 from site_agent.chain import Chain
+
+RUN = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")  #: proper name of a run
+STEP = re.compile(r"\w[\w .:-]{0,63}", re.ASCII)
+IMPROPER = "?"  #: written for what was asked under no proper name: it came from outside and is shown on a terminal
 
 
 class Audit:
@@ -32,8 +38,10 @@ class Audit:
         self.chain.append({"kind": "again", "study": study, "run": run, "step": step})
 
     def refused(self, study: str, run: str, step: str, code: str) -> None:
-        """A request was refused with this code. What was asked is cut to a sane length: it came from outside."""
-        self.chain.append({"kind": "refused", "study": study[:64], "run": run[:64], "step": step[:64], "code": code})
+        """A request was refused with this code. What it named is written only if it can be a digest and names."""
+        study = study if is_digest(study) else IMPROPER
+        run, step = (name if proper.fullmatch(name) else IMPROPER for name, proper in ((run, RUN), (step, STEP)))
+        self.chain.append({"kind": "refused", "study": study, "run": run, "step": step, "code": code})
 
     def decided(
         self, study: str, status: str, by: str, dataset: str | None, expires: datetime | None, reason: str
@@ -47,7 +55,7 @@ class Audit:
         return {
             e["study"]: e["at"]
             for e in self.chain.entries()
-            if e["kind"] == "refused" and e["code"] == "study-not-approved"
+            if e["kind"] == "refused" and e["code"] == "study-not-approved" and is_digest(e["study"])
         }
 
 

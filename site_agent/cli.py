@@ -148,6 +148,7 @@ def approve(
 @app.command()
 def audit(dir: Folder, as_json: AsJson = False) -> None:
     """Show everything that left this site or was refused, after the hash chain was verified."""
+    from medsynx.logs import printable
     from site_agent.audit import Audit
 
     entries = Audit(dir / "audit.sqlite").chain.entries()
@@ -162,4 +163,4 @@ def audit(dir: Folder, as_json: AsJson = False) -> None:
             or decided
             or ", ".join(f"{n}: {a['bytes']:,} bytes, sha256 {a['sha256'][:12]}" for n, a in left.items())
         )
-        typer.echo(f"{e['at'][:19]}  {e['kind']}  {e['run'] or e['study'][:12]}  {e['step']}  {what}")
+        typer.echo(printable(f"{e['at'][:19]}  {e['kind']}  {e['run'] or e['study'][:12]}  {e['step']}  {what}"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +13,11 @@ from evaluation.programme import evaluation_of, is_evaluation
 from medsynx.errors import MedsynxError
 from medsynx.generators import get_family
 from medsynx.generators.base import Arrays
+from medsynx.logs import printable
 from medsynx.secure_sum.terms import Terms
 from medsynx.wire import Reply, Request
 from site_agent.answers import Answers
+from site_agent.audit import RUN
 from site_agent.datasets import load_dataset
 from site_agent.door import Door, Mask, Permit
 from site_agent.ingest import LocalTable
@@ -66,14 +67,14 @@ class SiteService:
         try:
             return replace(self._answer(request), answers=request.digest)
         except MedsynxError as refusal:
-            log.warning("refused step %r of run %s: %s", request.step, request.run, refusal)
+            log.warning("refused step %.64r of run %.64r: %s", request.step, request.run, printable(str(refusal)))
             return Reply(refusal=refusal.code if refusal.code in OPEN_CODES else "site-failed")
         except Exception:
-            log.exception("step %r of run %s failed", request.step, request.run)
+            log.exception("step %.64r of run %.64r failed", request.step, request.run)
             return Reply(refusal="site-failed")
 
     def _answer(self, request: Request) -> Reply:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}", request.run):
+        if not RUN.fullmatch(request.run):
             raise MedsynxError("step-not-planned", "the run has no proper name")
         terms = self.door.terms(request.study_digest, request.run, request.step) if request.exchange else None
         if lost := self.answers.find(request):
@@ -83,7 +84,7 @@ class SiteService:
         try:
             self.answers.keep(request, reply)
         except OSError:  # no room: this one could not be given again
-            log.exception("the answer to step %r of run %s is not kept", request.step, request.run)
+            log.exception("the answer to step %.64r of run %.64r is not kept", request.step, request.run)
         return reply
 
     def _exchange(self, request: Request, terms: Terms) -> Reply:

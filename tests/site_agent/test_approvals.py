@@ -1,12 +1,15 @@
 """The privacy officer's decisions: they expire, can be taken back, are written down, and a spoilt one is none."""
 
+import io
 import json
+import logging
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from medsynx import logs
 from medsynx.errors import MedsynxError
 from medsynx.generators.base import State
 from medsynx.moments import until
@@ -165,3 +168,36 @@ def test_an_approval_that_cannot_be_written_down_does_not_count_and_a_refusal_do
     assert run(site, "approve", file, "--yes") == "ledger-broken"
     with pytest.raises(MedsynxError, match="was refused"):
         site.approval(study.digest)
+
+
+def test_what_a_coordinator_writes_does_not_move_the_officers_cursor(desk, caplog):
+    site, _, study = desk
+    evil = "\x1b[2J\x9b1A\u202eapproved\n"
+    service = SiteService(site)
+    for request in (
+        Request("run-1", evil, "tables", State()),
+        Request("run-1", study.digest, evil, State()),
+        Request("run-1" + evil, study.digest, "tables", State()),
+        Request("run-1", study.digest, "mask", State(), "share", {}),
+    ):
+        assert service.answer(request).refusal
+    Door(site).audit.refused(evil, evil, evil, "study-not-approved")
+    Door(site).audit.chain.append({**Door(site).audit.chain.entries()[0], "study": "\x1b[2J", "step": "\x1b[2J"})
+    entries = Door(site).audit.chain.entries()
+    assert {e["step"] for e in entries[:-1]} == {"tables", "?", "mask"} and entries[0]["study"] == "?"
+    assert listed(site) == [("pending", None)]
+    for shown in (*run(site, "studies").split("\n"), *run(site, "audit").split("\n"), *caplog.messages):
+        assert shown.isprintable(), repr(shown)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_logs_hold_no_control_characters(form, monkeypatch):
+    monkeypatch.setenv(logs.VARIABLE, form)
+    handlers, out = logging.root.handlers[:], io.StringIO()
+    logging.root.handlers.clear()
+    try:
+        logs.start(out)
+        logging.getLogger("x").warning("asked for %s", "\x1b[2J\x9b\u202e")
+    finally:
+        logging.root.handlers[:] = handlers
+    assert "asked for ?[2J??" in out.getvalue()
