@@ -75,7 +75,7 @@ def site_rotate(dir: Dir, site: Name, expires: Expires = "24h", as_json: AsJson 
 
 
 def _invite(dir: Path, site: str, expires: str, as_json: bool, *, renews: bool) -> None:
-    from medsynx.moments import until
+    from medsynx.until import until
     from server.cli import open_db
     from server.enrolment import service
     from server.folder import ServerFolder

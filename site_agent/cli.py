@@ -116,8 +116,8 @@ def approve(
     """Privacy officer: approve exactly this study, by its digest, for one data set, until a date."""
     from evaluation.programme import priced_plan
     from medsynx.draft import refuse_marks
-    from medsynx.moments import until
     from medsynx.privacy import guarantees
+    from medsynx.until import until
     from site_agent.policy import SiteFolder
 
     folder, end = SiteFolder(dir), until(expires)

@@ -1,7 +1,7 @@
 """Who this site is to the other sites: an Ed25519 key that never leaves, and the roster of everybody's public keys.
 
-The roster comes with enrolment and lies in the site's folder. A study is approved under one roster. The coordinator has no way to change either, so
-it cannot put itself between two sites or invent some.
+The roster lies in the site's folder; ``medsynx site roster`` installs it, after a person compared the keys. A study is approved under one roster. The
+coordinator has no way to change either, so it cannot put itself between two sites or invent some.
 """
 
 from __future__ import annotations

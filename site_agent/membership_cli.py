@@ -50,7 +50,7 @@ def roster(
     dir: Folder,
     file: Annotated[Path | None, typer.Argument(help="JSON object: site -> public identity, one entry a site.")] = None,
     fetch: Annotated[bool, typer.Option("--fetch", help="Ask the coordinator for it in place of a file.")] = False,
-    yes: Yes = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; with a file only.")] = False,
 ) -> None:
     """Install the roster: the sites whose vectors may be summed with this one's. Compare the keys with the sites over the telephone first.
 
@@ -62,6 +62,12 @@ def roster(
 
     if (file is None) != fetch:
         raise typer.BadParameter("give a file, or --fetch")
+    if fetch and yes:  # the coordinator could put itself between the sites
+        raise MedsynxError(
+            "request-invalid",
+            "what the coordinator tells is installed only after a person has compared the keys",
+            hint="Leave out --yes, or give a file of the lines that each site's `medsynx site identity` prints.",
+        )
     folder = SiteFolder(dir)
     keys, mine = read_roster(file) if file else fetch_roster(folder), folder.policy().site
     if keys.get(mine) != public_identity(dir):

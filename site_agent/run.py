@@ -36,8 +36,8 @@ def supernode(superlink: str, ca: Path, key: Path, port: int, secret: Path, home
     return [*command, "--superexec-auth-secret-file", str(secret)], flower_env(home)
 
 
-def run(folder: SiteFolder, tell: Callable[[str], None], ended: Callable[[], bool] = lambda: False) -> None:
-    """Run until ``ended``, an interrupt, or until the site leaves its federation. New keys (``medsynx site rotate``) are taken up on the way.
+def run(folder: SiteFolder, tell: Callable[[str], None]) -> None:
+    """Run until an interrupt, or until the site leaves its federation. New keys (``medsynx site rotate``) are taken up on the way.
 
     Raises:
         MedsynxError: ``not-enrolled``, ``key-exposed``, ``policy-refused``, ``already-running``.
@@ -56,7 +56,7 @@ def run(folder: SiteFolder, tell: Callable[[str], None], ended: Callable[[], boo
         tell(f"site {record.site} runs; outwards to {record.superlink}; logs in {path / 'logs'}")
         key, told = _print(path), dict.fromkeys(parts, 0)
         seen = -EVERY_SECONDS
-        while not ended():
+        while True:
             supervisor.tend()
             if time.monotonic() - seen >= EVERY_SECONDS:
                 with suppress(OSError):  # no room: the health check goes stale, the agent goes on

@@ -108,6 +108,7 @@ def test_units_run_what_the_images_run_and_are_hardened(role):
         "Restart=on-failure",
     ):
         assert f"\n{line}\n" in text, line
+    assert ("SuccessExitStatus=130" in text) == (role == "coordinator"), "what a plain kill ends it with is no failure"
     if shutil.which("systemd-analyze"):
         done = subprocess.run(["systemd-analyze", "verify", UNITS[role]], capture_output=True, text=True)
         told = [line for line in done.stderr.splitlines() if "medsynx" in line and "not executable" not in line]

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from medsynx import logs
 from medsynx.errors import MedsynxError
 from medsynx.generators.base import State
-from medsynx.moments import until
 from medsynx.study import load_study
+from medsynx.until import until
 from medsynx.wire import Request
 from site_agent import approvals
 from site_agent.approvals import me

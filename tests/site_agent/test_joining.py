@@ -102,6 +102,13 @@ def federation(tmp_path_factory):
         yield made
 
 
+def fetched(site):
+    """The coordinator's roster, shown and confirmed."""
+    done = CliRunner().invoke(site_app, ["roster", "--dir", str(site.path), "--fetch"], input="y\n")
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.output
+
+
 def test_from_invitation_to_roster(federation):
     spaced = " ".join(federation.fingerprint.upper()[k : k + 4] for k in range(0, 64, 4))
     north = federation.site("north", enrolled=False)
@@ -118,7 +125,8 @@ def test_from_invitation_to_roster(federation):
 
     asked = CliRunner().invoke(site_app, ["roster", "--dir", str(north.path), "--fetch"], input="n\n")
     assert "south" in asked.output and "new" in asked.output and not (north.path / "roster.json").exists()
-    assert "installed" in run(north, "roster", "--fetch", "--yes")
+    assert run(north, "roster", "--fetch", "--yes") == "request-invalid" and not (north.path / "roster.json").exists()
+    assert "installed" in fetched(north)
     roster = json.loads((north.path / "roster.json").read_text())
     assert roster["south"] == json.loads(run(south, "identity"))["south"]
 
@@ -127,8 +135,8 @@ def test_from_invitation_to_roster(federation):
     after = federation.members()
     assert after["south"] == before["south"] and (south.path / "enrolment.json").read_text() == policy
     assert all(a != b for a, b in zip(after["north"][1:], before["north"][1:], strict=True)), "both keys are new"
-    assert "north" in run(south, "roster", "--fetch", "--yes")
-    assert "changed" in run(north, "roster", "--fetch", "--yes"), "its own key is not the installed one"
+    assert "north" in fetched(south)
+    assert "changed" in fetched(north), "its own key is not the installed one"
     assert Enrolment.of(north.path).site_id == kept.site_id
     run(north, "leave", "--yes")
     assert federation.members()["north"][0] == "left" and run(north, "rotate", "--yes") == "not-enrolled"
@@ -215,7 +223,7 @@ def test_what_was_cut_off_is_finished_by_the_same_command(federation, monkeypatc
             break  # used up now
     public = enrolment.read_node_key(site.path / "node.key").public_key()
     assert federation.members()[site.path.name][2] == public_pem(public).decode()
-    assert "installed" in run(site, "roster", "--fetch", "--yes")
+    assert "installed" in fetched(site)
 
 
 def test_leaving_holds_when_nobody_can_be_told(federation):
