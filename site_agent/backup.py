@@ -10,11 +10,16 @@ import tempfile
 from pathlib import Path
 
 from medsynx.errors import MedsynxError
-from site_agent.enrolment import CA, NODE_KEY, RECORD, SECRET
 from site_agent.policy import SiteFolder
 
 BOOKS = ("ledger.sqlite", "audit.sqlite", "patients.sqlite")
-FILES = ("site.yaml", "site.key", "identity.pem", "roster.json", RECORD, CA, NODE_KEY, SECRET)
+MEMBERSHIP = (
+    "enrolment.json",
+    "ca.pem",
+    "node.key",
+    "executor.secret",
+)  #: as site_agent.enrolment calls them, which this must not import
+FILES = ("site.yaml", "site.key", "identity.pem", "roster.json", *MEMBERSHIP)
 
 
 def write_backup(site: Path, file: Path) -> int:

@@ -262,6 +262,10 @@ def audit_asking_again(tmp_path, monkeypatch, times: int = 200, runs: int = 80) 
     """The first step, asked for under many run names, through the whole door; the attacker keeps what it is given."""
     for name in ("released", "refused"):  # thousands of lines on the disk, for nobody
         monkeypatch.setattr(f"site_agent.audit.Audit.{name}", lambda *_: None)
+    for name in ("find", "keep"):
+        monkeypatch.setattr(f"site_agent.answers.Answers.{name}", lambda *_: None)
+    monkeypatch.setattr(door_module, "split_of", lambda *_: "split")
+    monkeypatch.setattr(door_module, "check_traffic", lambda *_: None)
     rng = np.random.default_rng()  # a quicker draw of the noise, which is audited above
     monkeypatch.setattr(
         door_module, "discrete_gaussian", lambda std, size: rng.normal(0, std, size).round().astype(np.int64)
@@ -275,9 +279,10 @@ def audit_asking_again(tmp_path, monkeypatch, times: int = 200, runs: int = 80) 
         for n in range(runs):
             site = make_site(tmp_path / f"{truth}-{n}", LOOSER, frame)
             service, total = SiteService(site), 0.0
-            policy = site.policy()
+            policy, approval = site.policy(), site.approval(LOOSER.digest)
             monkeypatch.setattr(site, "policy", lambda policy=policy: policy)  # parsed once
-            service._table = ((LOOSER.digest, "table"), _all_as_training(frame))
+            monkeypatch.setattr(site, "approval", lambda _, approval=approval: approval)
+            service._table = ((LOOSER.digest, "table", "split"), _all_as_training(frame))
             for k in range(times):
                 reply = service.answer(Request(f"run-{k}", LOOSER.digest, priced.step.name, State()))
                 if reply.refusal is None:
