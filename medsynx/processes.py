@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+
+from medsynx.errors import MedsynxError
 
 PR_SET_PDEATHSIG = 1
 #: Pause before a restart, doubled with each short life in a row up to the longest: Flower refuses a SuperNode that still counts as online, for
@@ -45,6 +50,20 @@ def end_when_killed() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, end)
+
+
+@contextmanager
+def alone(file: Path, refusal: MedsynxError) -> Iterator[None]:
+    """Hold a lock file (0600) within the block; raises ``refusal`` when another process does. It is let go of however this process ends."""
+    lock = os.open(file, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise refusal from None
+        yield
+    finally:
+        os.close(lock)
 
 
 @dataclass

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from medsynx.errors import MedsynxError
 from medsynx.flower_processes import SITE, flower_env, script
-from medsynx.processes import Supervisor, free_port
+from medsynx.processes import Supervisor, alone, free_port
 from site_agent.enrolment import CA, NODE_KEY, SECRET, Enrolment, read_node_key
 from site_agent.policy import SiteFolder
 from site_agent.pulse import EVERY_SECONDS, beat
@@ -46,7 +44,10 @@ def run(folder: SiteFolder, tell: Callable[[str], None]) -> None:
     folder.policy()
     record, port = Enrolment.present(path), free_port()
     read_node_key(path / NODE_KEY)
-    with _alone(path), Supervisor() as supervisor:
+    with (
+        alone(path / "run.lock", MedsynxError("already-running", f"the agent of {path} runs already")),
+        Supervisor() as supervisor,
+    ):
         node = supernode(
             record.superlink, path / CA, path / NODE_KEY, port, path / SECRET, path / "flower" / "supernode"
         )
@@ -79,18 +80,3 @@ def run(folder: SiteFolder, tell: Callable[[str], None]) -> None:
 
 def _print(path: Path) -> bytes:
     return hashlib.sha256((path / NODE_KEY).read_bytes()).digest()
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Two agents of one site would push each other off the federation."""
-    lock = os.open(path / "run.lock", os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise MedsynxError("already-running", f"the agent of {path} runs already") from None
-    try:
-        yield
-    finally:
-        os.close(lock)

@@ -6,7 +6,6 @@ it goes on behind its last exchange. If the service itself is killed, everything
 
 from __future__ import annotations
 
-import fcntl
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from typing import Any
 from medsynx.bundle import new_key
 from medsynx.errors import MedsynxError
 from medsynx.keys import private_folder
-from medsynx.processes import Supervisor
+from medsynx.processes import Supervisor, alone
 from strategies.coordinator import CoordinatorFolder
 from strategies.keeper import Keeper
 from strategies.registry import Registry
@@ -71,11 +70,7 @@ def check(supervisor: Supervisor) -> None:
 def only(folder: Path) -> Iterator[None]:
     """Hold the lock of the folder, which is its owner's alone. Raises ``coordinator-busy``."""
     private_folder(folder)
-    with (folder / "service.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise MedsynxError("coordinator-busy", f"a coordinator serves {folder} already") from None
+    with alone(folder / "service.lock", MedsynxError("coordinator-busy", f"a coordinator serves {folder} already")):
         yield
 
 

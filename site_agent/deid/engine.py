@@ -6,7 +6,6 @@ either nothing or a whole file, and the next run goes on from the rows.
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
 import shutil
@@ -14,12 +13,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from medsynx.errors import MedsynxError
+from medsynx.processes import alone
 from site_agent.deid import reader
 from site_agent.deid.catalogue import Catalogue, Entry
 from site_agent.deid.keys import SiteKey
@@ -108,7 +107,8 @@ def run(
     """
     check(roots, place.root)
     aside = place.catalogue.path.parent / "aside"
-    with _alone(place.catalogue.path.parent):
+    vault = place.catalogue.path.parent
+    with alone(vault / "lock", MedsynxError("ingest-busy", f"another run is writing to {vault.parent}")):
         shutil.rmtree(aside, ignore_errors=True)  # what a killed run left
         aside.mkdir(mode=0o700)
         place.catalogue.open_dataset(dataset, key, recipe)
@@ -122,21 +122,6 @@ def run(
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return filing.tally
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One run at a time in a place. Raises ``ingest-busy``."""
-    handle = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise MedsynxError("ingest-busy", f"another run is writing to {folder.parent}") from None
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 class _Filing:
