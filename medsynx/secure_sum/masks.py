@@ -39,18 +39,23 @@ def new_key() -> bytes:
     return secrets.token_bytes(32)
 
 
+def load(private: bytes) -> X25519PrivateKey:
+    """A private key to agree with; making it takes nearly as long as one agreement, so it is made once for all peers."""
+    return X25519PrivateKey.from_private_bytes(private)
+
+
 def public_key(private: bytes) -> bytes:
     """The public key of a private one, 32 bytes each."""
-    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+    return load(private).public_key().public_bytes_raw()
 
 
-def agree(private: bytes, peer: bytes, transcript: bytes, purpose: str) -> bytes:
+def agree(private: X25519PrivateKey, peer: bytes, transcript: bytes, purpose: str) -> bytes:
     """A 32-byte key shared with a peer, for one purpose of one transcript.
 
     Raises:
         ValueError: the peer's key is not a point that gives a secret.
     """
-    shared = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(peer))
+    shared = private.exchange(X25519PublicKey.from_public_bytes(peer))
     return HKDF(hashes.SHA256(), 32, transcript, DOMAIN + purpose.encode()).derive(shared)
 
 

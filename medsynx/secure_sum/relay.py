@@ -125,8 +125,9 @@ class Relay:
             key = self._secret(shares["keys"].get(gone, {}))
             if text(masks.public_key(key)) != self.adverts[gone]["mask_key"]:
                 raise MedsynxError("reply-invalid", f"some site gave a wrong share of {gone}'s key")
+            private = masks.load(key)
             for site in near:
-                seed = pair_seed(key, self.adverts[site]["mask_key"], self._salt, site, gone)
+                seed = pair_seed(private, self.adverts[site]["mask_key"], self._salt, site, gone)
                 masks.mask(masked, seed, add=site > gone)
         return self.ring.add([masked])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Mapping
+from math import prod
 
 PRIME = 2**256 + 297  #: the smallest prime above 2^256
 SHARE_BYTES = 33
@@ -41,14 +42,12 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
     points = sorted(shares)[:threshold]
     if len(points) < threshold or any(len(shares[p]) != SHARE_BYTES for p in points):
         raise ValueError(f"fewer than {threshold} shares")
-    secret = 0
+    above, below = 0, 1  # Lagrange's formula at zero as one fraction: a secret costs one inversion, not one a share
     for point in points:
-        above = below = 1
-        for other in points:
-            if other != point:
-                above, below = above * other % PRIME, below * (other - point) % PRIME
-        secret += int.from_bytes(shares[point], "big") * above * pow(below, -1, PRIME)
-    secret %= PRIME
+        factor = point * prod(other - point for other in points if other != point) % PRIME
+        above = (above * factor + int.from_bytes(shares[point], "big") * below) % PRIME
+        below = below * factor % PRIME
+    secret = prod(points) * above * pow(below, -1, PRIME) % PRIME
     if secret >= 2**256:
         raise ValueError("shares that do not belong together")
     return secret.to_bytes(32, "big")

@@ -21,6 +21,7 @@ from typing import Any
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from medsynx.secure_sum import masks
 from medsynx.secure_sum.graph import Graph, majority
@@ -90,7 +91,11 @@ class Session:
         return message
 
     def share(self, told: Message) -> Message:
-        """Shares of this site's two secrets for its neighbours."""
+        """Shares of this site's two secrets for its neighbours.
+
+        Every advert is verified, though shares go to neighbours only and the clients of Bell et al. (2020) hear of no others: a name whose keys this
+        site had not checked would count for its quorum, and might bring no noise.
+        """
         state, terms = self._at("advertised"), self.terms
         with rules("adverts"):
             adverts = {str(s): {k: str(a[k]) for k in ("mask_key", "box_key")} for s, a in told["adverts"].items()}
@@ -112,10 +117,10 @@ class Session:
         own = secrets.token_bytes(32)
         seeds = split(own, net.threshold, holders.values())
         keys = split(raw(state["mask_key"], 32), net.threshold, holders.values())
-        boxes = {}
+        boxes, box_key = {}, masks.load(raw(state["box_key"], 32))
         for site, point in holders.items():
             if site != self.me:
-                key = self._box_key(self.me, site, adverts[site]["box_key"], salt)
+                key = sealing_key(box_key, adverts[site]["box_key"], salt, self.me, site)
                 boxes[site] = text(masks.seal(key, seeds[point] + keys[point], salt))
         mine = point_of[self.me]
         held = {self.me: [text(seeds[mine]), text(keys[mine])]}
@@ -138,16 +143,15 @@ class Session:
         if set(boxes) != near:
             raise refused("the boxes are not those of the neighbours that shared")
         held, pairs = dict(state["held"]), {}
+        box_key, mask_key = (masks.load(raw(state[k], 32)) for k in ("box_key", "mask_key"))
         with rules("boxes"):
             for site in near:
-                key = self._box_key(site, self.me, adverts[site]["box_key"], salt)
+                key = sealing_key(box_key, adverts[site]["box_key"], salt, site, self.me)
                 content = masks.unseal(key, boxes[site], salt)
                 if len(content) != 2 * SHARE_BYTES:
                     raise refused("a box does not hold two shares")
                 held[site] = [text(content[:SHARE_BYTES]), text(content[SHARE_BYTES:])]
-                pairs[pair_seed(raw(state["mask_key"]), adverts[site]["mask_key"], salt, self.me, site)] = (
-                    self.me < site
-                )
+                pairs[pair_seed(mask_key, adverts[site]["mask_key"], salt, self.me, site)] = self.me < site
         self.state = {"stage": "masked", "adverts": adverts, "present": sorted(present), "held": held}
         return Mask(raw(state["own"], 32), pairs)
 
@@ -185,9 +189,6 @@ class Session:
     def _graph(self, adverts: Message, salt: bytes) -> Graph:
         return graph(adverts, salt, self.terms.quorum, self.terms.colluding)
 
-    def _box_key(self, sender: str, receiver: str, peer: str, salt: bytes) -> bytes:
-        return masks.agree(raw(self.state["box_key"], 32), raw(peer, 32), salt, f"box {sender} {receiver}")
-
 
 class rules:
     """Within it, malformed or forged content is a refusal."""
@@ -215,7 +216,12 @@ def points(names: Message) -> dict[str, int]:
     return {site: number for number, site in enumerate(sorted(names), start=1)}
 
 
-def pair_seed(private: bytes, peer: str, salt: bytes, one: str, other: str) -> bytes:
+def sealing_key(private: X25519PrivateKey, peer: str, salt: bytes, sender: str, receiver: str) -> bytes:
+    """The key that seals what one site sends another, from the private key of either and the public key (base64) of the other."""
+    return masks.agree(private, raw(peer, 32), salt, f"box {sender} {receiver}")
+
+
+def pair_seed(private: X25519PrivateKey, peer: str, salt: bytes, one: str, other: str) -> bytes:
     """The seed two sites share, from the private key of either and the public key (base64) of the other."""
     first, second = sorted((one, other))
     return masks.agree(private, raw(peer, 32), salt, f"pair {first} {second}")

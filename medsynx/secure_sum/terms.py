@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from medsynx.errors import MedsynxError
@@ -41,7 +42,7 @@ class Terms:
     quorum: int
     colluding: int
 
-    @property
+    @cached_property
     def tag(self) -> str:
         """SHA-256 (hex) of all terms. A site masks once a tag."""
         terms = [self.study, self.run, self.step, roster_digest(self.roster), self.quorum, self.colluding]

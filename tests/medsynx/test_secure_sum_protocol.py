@@ -9,6 +9,7 @@ import json
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from scipy.stats import hypergeom
 
 from medsynx.errors import MedsynxError
 from medsynx.secure_sum import graph as graphs
@@ -17,7 +18,7 @@ from medsynx.secure_sum.graph import Graph, density, majority
 from medsynx.secure_sum.relay import Relay, TooFew
 from medsynx.secure_sum.ring import RING
 from medsynx.secure_sum.site import Session
-from medsynx.secure_sum.terms import Terms, survivors_needed, text
+from medsynx.secure_sum.terms import Terms, graph, survivors_needed, text, transcript
 
 
 class Party:
@@ -231,6 +232,19 @@ def test_keys_of_a_coordinator_in_the_middle_are_refused():
         refuses(party.sites["s000"].share, told)
 
 
+def test_a_forged_advert_of_a_site_that_is_no_neighbour_is_refused_too():
+    """It would count for the quorum and bring no noise."""
+    party = Party(60, 40)
+    letters = party.advert()
+    for s in sorted(party.sites)[1:]:
+        told = copy.deepcopy(letters["s000"])
+        told["adverts"][s]["box_key"] = text(masks.public_key(masks.new_key()))
+        salt = transcript(party.terms().tag, told["adverts"])
+        if s not in graph(told["adverts"], salt, 40, 0).neighbours("s000"):
+            break
+    assert "signed" in refuses(party.sites["s000"].share, told)
+
+
 @pytest.mark.parametrize(
     "change", [{"run": "other"}, {"step": "other"}, {"study": "e" * 64}, {"quorum": 3}, {"colluding": 1}]
 )
@@ -395,6 +409,20 @@ def test_the_field_is_a_field():
     assert p.bit_length() == 257 and all(pow(a, p - 1, p) == 1 for a in (2, 3, 5, 7, 11, 13))
 
 
+@pytest.mark.parametrize("threshold,holders", [(1, [7]), (4, [2, 3, 5, 900, 901]), (51, range(1, 1000, 7))])
+def test_one_fraction_is_lagranges_formula_point_by_point(threshold, holders):
+    secret = bytes(range(32))
+    shares = shamir.split(secret, threshold, holders)
+    used, p, value = sorted(shares)[:threshold], shamir.PRIME, 0
+    for point in used:
+        weight = int.from_bytes(shares[point], "big")
+        for other in used:
+            if other != point:
+                weight = weight * other * pow(other - point, -1, p) % p
+        value += weight
+    assert (value % p).to_bytes(32, "big") == shamir.combine(shares, threshold) == secret
+
+
 @pytest.mark.parametrize("secret", [bytes(32), b"\xff" * 32])
 def test_extreme_secrets(secret):
     assert shamir.combine(shamir.split(secret, 3, [1, 2, 9]), 3) == secret
@@ -431,6 +459,35 @@ def test_survivors_that_colluders_could_cut_in_two_are_refused():
     survivors = sorted(set(party.sites) - {"s010", "s011", "s020", "s021"})
     assert "together" in refuses(session.confirm, {"survivors": survivors}, party.sign("s000"))
     assert letters
+
+
+@pytest.mark.parametrize("n,degree", [(33, 16), (60, 6), (1000, 52), (9, 8)])
+def test_neighbours_are_symmetric_and_as_many_as_the_degree(n, degree):
+    ring = Graph(tuple(np.random.default_rng(n).permutation([f"s{k}" for k in range(n)]).tolist()), degree, 4)
+    near = {s: ring.neighbours(s) for s in ring.ring}
+    assert all(len(x) == degree and s not in x for s, x in near.items())
+    assert all(s in near[other] for s in near for other in near[s])
+
+
+@pytest.mark.parametrize("n,colluding,dropouts", [(60, 3, 10), (200, 10, 60), (1000, 50, 100), (1000, 0, 300)])
+def test_degree_and_threshold_are_the_least_that_hold(n, colluding, dropouts):
+    """Against SciPy's hypergeometric distribution: the chance is below the bound at this degree, and was not at the one before."""
+
+    def chance(degree):
+        threshold = max(colluding + 1, (degree + 1) // 3 + 1)
+        lost = hypergeom.cdf(threshold - 1, n, n - dropouts, degree)
+        return n * (lost + hypergeom.cdf(colluding // 2, n, n - dropouts, degree // 2)), threshold
+
+    degree, threshold = density(n, colluding, dropouts)
+    assert graphs.LEAST_DEGREE < degree < n - 1 and degree % 2 == 0
+    assert chance(degree)[0] < graphs.FAILURE and chance(degree)[1] == threshold
+    assert chance(degree - 2)[0] >= graphs.FAILURE
+
+
+def test_a_tag_is_hashed_once():
+    """It is needed for every advert: hashed anew each time, a roster of n sites costs each of them n^2."""
+    terms = Party(3, 3).terms()
+    assert terms.tag is terms.tag
 
 
 def test_the_graph_grows_slowly():
