@@ -57,20 +57,23 @@ def acknowledge(
 ) -> None:
     """Privacy officer: go on after the ledger or the audit log was restored, or the clock was put right.
 
-    What only the witness still holds is charged again. What neither holds is not known to anybody: take it off `epsilon_lifetime` yourself.
+    What only the witness still holds is charged again. What neither holds is not known to anybody: take it off `epsilon_lifetime` yourself. Secure
+    sums that are under way are given up: a restored one may be older than what this site has answered.
     """
     from site_agent.audit import Audit
     from site_agent.books import warnings
     from site_agent.ledger import Ledger
     from site_agent.policy import SiteFolder, check_approver, me
+    from site_agent.secure_sum import SecureSums
 
-    policy = SiteFolder(dir).policy()
-    check_approver(policy, by or me())
+    folder = SiteFolder(dir)
+    check_approver(folder.policy(), by or me())
     book, log = Ledger(dir / "ledger.sqlite"), Audit(dir / "audit.sqlite")
     for warning in warnings(book, book.chain.entries()):
         typer.echo(f"  {warning}")
     if not yes:
         typer.confirm("Go on with these books?", abort=True)
+    typer.echo(f"secure sums given up: {SecureSums(folder, log).close()}")
     for what, chain in (("ledger", book.chain), ("audit log", log.chain)):
         if not chain.witness.rows()[1]:
             typer.echo(f"  the witness of the {what} is damaged or absent: what only it held may be lost", err=True)

@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import stat
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from evaluation.programme import priced_plan
 from medsynx.generators.base import State
@@ -14,6 +17,7 @@ from medsynx.secure_sum.ring import RING
 from medsynx.study import parse_study
 from medsynx.wire import Reply, Request
 from site_agent import secure_sum as sessions
+from site_agent.cli import app
 from site_agent.door import Door, describe
 from site_agent.identity import write_roster
 from site_agent.service import SiteService
@@ -244,6 +248,32 @@ def test_an_abandoned_session_is_forgotten_after_a_day(tmp_path, monkeypatch):
     assert b"held" not in file.read_bytes()
 
 
+def test_a_restored_session_is_given_up_when_the_books_are_acknowledged(tmp_path):
+    """As it was before its answers it would sign other survivors, and so give the second share of a site that is gone from them."""
+    sites = masking_sites(tmp_path, SHORT, NAMES)
+    file = sites["east"].path / "secure_sum.sqlite"
+
+    class Keeping(Wire):
+        def _one(self, request, site, deadline_seconds):
+            answer = super()._one(request, site, deadline_seconds)
+            if (site, request.step, request.exchange) == ("east", "tables", "mask"):
+                shutil.copy(file, tmp_path / "old")
+            return answer
+
+    wire = Keeping(answers(sites))
+    Run(SHORT, wire, "r1").conduct()
+    (asked,) = [q for s, q, _ in wire.heard if s == "east" and q.exchange == "confirm" and q.step == "tables"]
+    again = replace(asked, message={"survivors": ["east", "north", "west"]})
+    assert SiteService.open(sites["east"].path).answer(again).refusal == "secure-sum-refused"
+    shutil.copy(tmp_path / "old", file)
+    shutil.copytree(sites["east"].path, tmp_path / "control")
+    assert SiteService.open(tmp_path / "control").answer(again).refusal is None, "which must not happen"
+    done = CliRunner().invoke(app, ["acknowledge", "--dir", str(sites["east"].path), "--yes"])
+    assert done.exit_code == 0 and "secure sums given up: 1" in done.output
+    assert SiteService.open(sites["east"].path).answer(again).refusal == "secure-sum-refused"
+    assert b"held" not in file.read_bytes(), "and its secrets are gone"
+
+
 def test_a_roster_other_than_the_approved_one_is_refused(tmp_path):
     sites = masking_sites(tmp_path, SHORT, NAMES)
     service, file = SiteService.open(sites["east"].path), sites["east"].path / "roster.json"
@@ -317,10 +347,6 @@ def test_a_malformed_vector_is_left_out(tmp_path):
 
 
 def test_hospital_it_installs_the_roster_by_command(tmp_path):
-    from typer.testing import CliRunner
-
-    from site_agent.cli import app
-
     sites = {n: make_site(tmp_path / n, SHORT, small_table(100, 1), name=n, approve=False).path for n in NAMES[:3]}
 
     def medsynx(*arguments):
