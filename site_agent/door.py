@@ -131,12 +131,14 @@ class Door:
         digest, run, step = request.study_digest, request.run, request.step
         with self.audited(digest, run, step):
             self._approved(digest, step if reply.arrays else None)
-            left: dict[str, Any] = {"arrays": {n: describe(a) for n, a in reply.arrays.items()}}
+            left: list[dict[str, Any]] = []
             if reply.message:
-                left = {"exchange": request.exchange, "sha256": hashlib.sha256(reply.said).hexdigest()}
+                left.append({"exchange": request.exchange, "sha256": hashlib.sha256(reply.said).hexdigest()})
+            if reply.arrays or not reply.message:
+                left.append({"arrays": {n: describe(a) for n, a in reply.arrays.items()}})
             mine = [e for e in self.audit.chain.entries() if (e["study"], e["run"], e["step"]) == (digest, run, step)]
-            last = [e for e in mine if e["kind"] in ("released", "message")][-1:]
-            if not last or any(last[0].get(key) != value for key, value in left.items()):
+            last = [e for e in mine if e["kind"] in ("released", "message")][-len(left) :]
+            if [{key: e.get(key) for key in part} for e, part in zip(last, left, strict=False)] != left:
                 raise MedsynxError("step-replayed", f"step {step!r} of run {run} was answered before, with other bytes")
             self.audit.again(digest, run, step)
 

@@ -60,13 +60,19 @@ class SecureSums:
         if exchange not in calls:
             raise refused("no such exchange")
         message = self._advance(terms, calls[exchange])
-        raw = Reply(message=message).said
-        self.audit.message(terms.study, terms.run, terms.step, exchange, len(raw), hashlib.sha256(raw).hexdigest())
+        self._note(terms, exchange, message)
         return message
 
     def accept(self, terms: Terms, told: Message) -> Mask:
         """The mask of this site's vector, for the door. It can be had once a tag: from here on the session knows it no more."""
-        return self._advance(terms, lambda s: s.accept(told))
+        sign = identity(self.folder.path).sign
+        mask = self._advance(terms, lambda s: s.accept(told, sign))
+        self._note(terms, "mask", mask.message)
+        return mask
+
+    def _note(self, terms: Terms, exchange: str, message: Message) -> None:
+        raw = Reply(message=message).said
+        self.audit.message(terms.study, terms.run, terms.step, exchange, len(raw), hashlib.sha256(raw).hexdigest())
 
     def close(self) -> int:
         """End every open session, as after a restore: one that was answered later would be answered again. Returns how many were open."""

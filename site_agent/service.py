@@ -94,7 +94,7 @@ class SiteService:
             if request.exchange != "mask":
                 return Reply(message=sums.answer(terms, request.exchange, request.message))
             mask = sums.accept(terms, request.message)  # can be had once, and is taken before a record is touched
-        return self._step(request, mask)
+        return replace(self._step(request, mask), message=mask.message)
 
     def _step(self, request: Request, mask: Mask | None = None) -> Reply:
         """Admit, contribute, release."""

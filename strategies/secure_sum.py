@@ -64,7 +64,7 @@ class SecureSum:
             letters = relay.advertised(self._messages("advert", {site: {} for site in self.asked}))
             letters = relay.shared(self._messages("share", letters))
             vectors = self._vectors(letters)
-            letters = relay.masked(set(vectors))
+            letters = relay.masked({site: reply.message for site, reply in vectors.items()})
         finally:
             self.missing |= relay.faulty
         self.answered = relay.survivors

@@ -18,17 +18,18 @@ from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
 
 from medsynx.secure_sum.relay import Relay
-from medsynx.secure_sum.ring import RING
-from medsynx.secure_sum.site import Session
-from medsynx.secure_sum.terms import Terms, survivors_needed
+from medsynx.secure_sum.ring import RING, Residues
+from medsynx.secure_sum.site import Mask, Session
+from medsynx.secure_sum.terms import Message, Terms, survivors_needed
 
 TABLE = [
     *[(n, 10_000, d) for n in (4, 10, 50, 200, 1000) for d in (0.0, 0.1, 0.3)],
     *[(n, 1_000_000, d) for n in (4, 10, 50, 200) for d in (0.0, 0.1, 0.3)],
-    (1000, 1_000_000, 0.1),
     *[(n, 10_000_000, d) for n in (4, 10, 50) for d in (0.0, 0.1, 0.3)],
+    (1000, 1_000_000, 0.1),
 ]
 COORDINATOR = ""
 
@@ -45,13 +46,18 @@ class Clock:
         self.seconds[COORDINATOR] += time.process_time() - began
         return answer
 
-    def tell(self, site: str, call: Any, told: Any = None, packed: int = 0) -> Any:
+    def tell(self, site: str, call: Any, told: Any = None) -> Any:
         began = time.process_time()
         answer = call() if told is None else call(told)
         self.seconds[site] += time.process_time() - began
         self.down[site] += 0 if told is None else len(json.dumps(told))
-        self.up[site] += packed or len(json.dumps(answer))
+        vector, message = answer if isinstance(answer, tuple) else (np.empty(0), answer)
+        self.up[site] += vector.nbytes + len(json.dumps(message))
         return answer
+
+
+def masked(mask: Mask, vector: Residues) -> tuple[NDArray[np.uint8], Message]:
+    return RING.pack(mask(vector)), mask.message
 
 
 def one(n: int, size: int, share: float) -> dict[str, Any]:
@@ -71,14 +77,14 @@ def one(n: int, size: int, share: float) -> dict[str, Any]:
     answers = {s: clock.tell(s, lambda x=x, s=s: x.advert(keys[s].sign)) for s, x in sites.items()}
     letters = clock.work(relay.advertised, answers)
     letters = clock.work(relay.shared, {s: clock.tell(s, sites[s].share, m) for s, m in letters.items()})
-    total, plain = np.zeros(size, np.uint64), np.zeros(size, np.int64)
+    total, plain, answers = np.zeros(size, np.uint64), np.zeros(size, np.int64), {}
     for s, m in letters.items():
         if s not in gone:
             vector = RING.encode(base + len(s))
-            sent = clock.tell(s, lambda t, s=s, v=vector: RING.pack(sites[s].accept(t)(v)), m, size * RING.width)
+            sent, answers[s] = clock.tell(s, lambda t, s=s, v=vector: masked(sites[s].accept(t, keys[s].sign), v), m)
             clock.work(lambda sent=sent: np.add(total, RING.unpack(sent), out=total))
             plain += base + len(s)
-    letters = clock.work(relay.masked, set(keys) - gone)
+    letters = clock.work(relay.masked, answers)
     answers = {s: clock.tell(s, lambda t, s=s: sites[s].confirm(t, keys[s].sign), m) for s, m in letters.items()}
     letters = clock.work(relay.confirmed, answers)
     out = clock.work(relay.total, total, {s: clock.tell(s, sites[s].unmask, m) for s, m in letters.items()})

@@ -87,11 +87,21 @@ class Relay:
             for site in present
         }
 
-    def masked(self, sites: set[str]) -> dict[str, Message]:
-        """Who sent a masked vector in; the survivors out."""
-        self.survivors = sorted(sites & set(self._boxes))
+    def masked(self, answers: Mapping[str, Message]) -> dict[str, Message]:
+        """What came with the masked vectors in; the survivors out, and to each site what its neighbours among them signed."""
+        signatures = {}
+        for site in answers.keys() & self._boxes.keys():
+            try:
+                signatures[site] = text(raw(answers[site]["signature"], 64))
+            except (ValueError, KeyError):
+                self.faulty[site] = "reply-invalid"
+        self.survivors = sorted(signatures)
         self._enough(self.survivors)
-        return {site: {"survivors": self.survivors} for site in self.survivors}
+        near = {site: self._graph.neighbours(site) & signatures.keys() for site in self.survivors}
+        return {
+            site: {"survivors": self.survivors, "signatures": {s: signatures[s] for s in sorted(near[site])}}
+            for site in self.survivors
+        }
 
     def confirmed(self, answers: Mapping[str, Message]) -> dict[str, Message]:
         """Signatures in; all of them out. A survivor that did not sign is still in the total."""

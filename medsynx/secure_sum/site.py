@@ -5,8 +5,9 @@ exchange   the site is told                     the site answers
 ========== ==================================== ===================================================================
 advert     nothing                              two fresh public keys, signed with its identity key
 share      everybody's adverts                  for each neighbour a box only that one can open: shares of its two secrets
-mask       who shared, and the boxes for it     its vector plus one mask of its own and one for each neighbour
-confirm    who survived                         its signature under exactly these survivors, once
+mask       who shared, and the boxes for it     its vector plus one mask of its own and one for each neighbour, and its signature under who shared
+confirm    who survived, and the neighbours'    its signature under exactly these survivors, once
+           signatures under who shared
 unmask     the survivors' signatures            one share a neighbour: of a survivor's own mask, of another's mask key
 ========== ==================================== ===================================================================
 """
@@ -32,6 +33,7 @@ from medsynx.secure_sum.terms import (
     Terms,
     advert_statement,
     graph,
+    present_statement,
     raw,
     refused,
     survivors_needed,
@@ -45,10 +47,11 @@ Sign = Callable[[bytes], bytes]  #: Ed25519 with the site's identity key
 
 @dataclass(frozen=True)
 class Mask:
-    """The masks of one vector; lives in memory only and is used once."""
+    """The masks of one vector; lives in memory only and is used once. ``message`` goes with the vector."""
 
     own: bytes
     pairs: dict[bytes, bool]
+    message: Message
 
     def __call__(self, vector: Residues) -> Residues:
         """A masked copy of a uint64 vector, modulo 2^64 (hence modulo every smaller power of two)."""
@@ -127,7 +130,7 @@ class Session:
         self.state = {**state, "stage": "shared", "adverts": adverts, "own": text(own), "held": held}
         return {"boxes": boxes, "commitment": text(commitment(own))}
 
-    def accept(self, told: Message) -> Mask:
+    def accept(self, told: Message, sign: Sign) -> Mask:
         """The masks for this site's vector. The state forgets the secrets they come from at once, so there is no second vector."""
         state, terms = self._at("shared"), self.terms
         adverts = state["adverts"]
@@ -153,10 +156,15 @@ class Session:
                 held[site] = [text(content[:SHARE_BYTES]), text(content[SHARE_BYTES:])]
                 pairs[pair_seed(mask_key, adverts[site]["mask_key"], salt, self.me, site)] = self.me < site
         self.state = {"stage": "masked", "adverts": adverts, "present": sorted(present), "held": held}
-        return Mask(raw(state["own"], 32), pairs)
+        signature = text(sign(present_statement(salt, sorted(present))))
+        return Mask(raw(state["own"], 32), pairs, {"signature": signature})
 
     def confirm(self, told: Message, sign: Sign) -> Message:
-        """This site's word on who survived; it gives one only."""
+        """This site's word on who survived; it gives one only.
+
+        Only when each surviving neighbour has signed that it was told of the same sites when it masked: a site that was told that its neighbours are
+        gone has no mask in common with anybody, and the shares of its own mask, which the neighbours hold, would open its vector alone.
+        """
         state, terms = self._at("masked"), self.terms
         with rules("survivors"):
             survivors = sorted({str(site) for site in told["survivors"]})
@@ -165,8 +173,15 @@ class Session:
             raise refused("the survivors are not among the sites that shared")
         if len(survivors) < survivors_needed(len(state["adverts"]), terms.quorum, terms.colluding):
             raise refused(f"{len(survivors)} survivors are too few for a total")
-        if not self._graph(state["adverts"], salt).joined(set(survivors), terms.colluding):
+        net = self._graph(state["adverts"], salt)
+        if not net.joined(set(survivors), terms.colluding):
             raise refused("the masks would not hold these survivors together")
+        near = net.neighbours(self.me) & set(survivors)
+        with rules("words on who shared"):
+            if set(told["signatures"]) != near:
+                raise refused("the words on who shared are not those of the neighbours that survived")
+            for site in near:
+                verify(terms.roster[site], raw(told["signatures"][site]), present_statement(salt, state["present"]))
         self.state = {**state, "stage": "confirmed", "survivors": survivors}
         return {"signature": text(sign(survivors_statement(salt, survivors)))}
 

@@ -75,6 +75,11 @@ def advert_statement(tag: str, site: str, advert: Message) -> bytes:
     return DOMAIN + b"advert" + digest("advert", [tag, site, advert["mask_key"], advert["box_key"]])
 
 
+def present_statement(salt: bytes, present: list[str]) -> bytes:
+    """What a site signs of the sites it was told to share masks with."""
+    return DOMAIN + b"present" + digest("present", [text(salt), present])
+
+
 def survivors_statement(salt: bytes, survivors: list[str]) -> bytes:
     """What a site signs of the survivors it was told."""
     return DOMAIN + b"survivors" + digest("survivors", [text(salt), survivors])

@@ -40,7 +40,7 @@ STUDY = parse_study(
         "rounds": {"quorum": 3, "deadline_seconds": 150},
     }
 )
-EXCHANGES = ("advert", "share", "confirm", "unmask")
+EXCHANGES = ("advert", "share", "mask", "confirm", "unmask")
 
 
 class Machine:

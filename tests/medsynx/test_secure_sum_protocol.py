@@ -34,6 +34,7 @@ class Party:
         self.sites = {s: Session(self.terms(), s, {}) for s in names}
         self.relay = Relay(quorum, colluding, RING)
         self.sent: dict[str, np.ndarray] = {}
+        self.said: dict[str, dict] = {}
 
     def terms(self, **changes) -> Terms:
         return Terms(
@@ -54,8 +55,9 @@ class Party:
     def mask(self, letters, gone=()):
         for s, m in letters.items():
             if s not in gone:
-                self.sent[s] = self.sites[s].accept(m)(RING.encode(self.vectors[s]))
-        return self.relay.masked(set(self.sent))
+                mask = self.sites[s].accept(m, self.sign(s))
+                self.sent[s], self.said[s] = mask(RING.encode(self.vectors[s])), mask.message
+        return self.relay.masked(self.said)
 
     def confirm(self, letters, gone=()):
         return self.relay.confirmed(
@@ -163,7 +165,7 @@ def test_all_but_one_mask_leaves_it_uniform():
         "present": sorted(party.sites),
         "boxes": {s: party.relay._boxes[s]["s000"] for s in party.sites if s != "s000"},
     }
-    mask = session.accept(told)
+    mask = session.accept(told, party.sign("s000"))
     sent = mask(np.zeros(50, np.uint64))
     for missing in (mask.own, *mask.pairs):
         rest = sent.copy()
@@ -197,7 +199,7 @@ def test_exchanges_out_of_order_are_refused(exchange):
     site, told = party.sites["s000"], letters["s000"]
     calls = {
         "share": lambda: site.share(told),
-        "mask": lambda: site.accept(told),
+        "mask": lambda: site.accept(told, party.sign("s000")),
         "confirm": lambda: site.confirm(told, party.sign("s000")),
         "unmask": lambda: site.unmask(told),
     }
@@ -281,7 +283,7 @@ def test_a_shrunk_roster_is_refused():
     party, letters = at("mask")
     present = ["s000", "s001", "s002"]
     told = {"present": present, "boxes": {s: letters["s000"]["boxes"][s] for s in present[1:]}}
-    assert "too few" in refuses(party.sites["s000"].accept, told)
+    assert "too few" in refuses(party.sites["s000"].accept, told, party.sign("s000"))
 
 
 def test_never_fewer_than_three():
@@ -297,10 +299,12 @@ def test_boxes_of_others_are_refused():
     party, letters = at("mask")
     told = copy.deepcopy(letters["s000"])
     told["boxes"]["s001"], told["boxes"]["s002"] = told["boxes"]["s002"], told["boxes"]["s001"]
-    assert "sealed" in refuses(party.sites["s000"].accept, told)
+    assert "sealed" in refuses(party.sites["s000"].accept, told, party.sign("s000"))
     told = copy.deepcopy(letters["s000"])
     told["boxes"]["s001"] = letters["s001"]["boxes"]["s000"]
-    assert "sealed" in refuses(party.sites["s000"].accept, told), "its own box for a neighbour is not that neighbour's"
+    assert "sealed" in refuses(party.sites["s000"].accept, told, party.sign("s000")), (
+        "its own box for a neighbour is not that neighbour's"
+    )
     assert party.sites["s000"].state["stage"] == "shared"
 
 
@@ -311,8 +315,56 @@ def test_sites_shown_different_adverts_share_no_key():
     own = party.sites["s000"].share(told)
     answers = {s: party.sites[s].share(letters[s]) for s in letters if s != "s000"}
     boxes = {s: answers[s]["boxes"]["s000"] for s in answers if s != "s005"}
-    refuses(party.sites["s000"].accept, {"present": sorted(told["adverts"]), "boxes": boxes})
+    refuses(party.sites["s000"].accept, {"present": sorted(told["adverts"]), "boxes": boxes}, party.sign("s000"))
     assert set(own["boxes"]) == {"s001", "s002", "s003", "s004"}
+
+
+def sparse(monkeypatch, colluding=0):
+    """A party of 40 on a ring where each has three neighbours on either side, just before it masks."""
+    monkeypatch.setattr(graphs, "density", lambda *told: (6, 4))
+    party = Party(40, 30, colluding, size=8)
+    return party, party.share(party.advert())
+
+
+def test_a_site_told_that_its_neighbours_are_gone_is_not_opened_alone(monkeypatch):
+    """It has no mask but its own then, whose shares its neighbours hold. They see what it was told, and do not confirm."""
+    party, letters = sparse(monkeypatch)
+    near = party.relay._graph.neighbours("s007")
+    letters["s007"] = {"present": sorted(set(party.sites) - near), "boxes": {}}
+    letters = party.mask(letters)
+    for site, told in letters.items():
+        if site in near:
+            assert "who shared" in refuses(party.sites[site].confirm, told, party.sign(site))
+        elif site == "s007":
+            refuses(party.sites[site].confirm, told, party.sign(site))
+        else:
+            party.sites[site].confirm(told, party.sign(site))
+    open_ = [s for s, x in party.sites.items() if x.state["stage"] == "confirmed" and "s007" in x.state["held"]]
+    assert open_ == [], "nobody who holds a share of its mask would reveal it"
+
+
+def test_what_a_neighbour_signed_of_who_shared_cannot_be_kept_back_or_forged(monkeypatch):
+    party, letters = sparse(monkeypatch)
+    letters = party.mask(letters)
+    told = letters["s000"]
+    one, other, *_ = told["signatures"]
+    assert set(told["signatures"]) == party.relay._graph.neighbours("s000")
+    for signatures in (
+        {s: w for s, w in told["signatures"].items() if s != one},
+        {**told["signatures"], one: told["signatures"][other]},
+        {**told["signatures"], "s020x": told["signatures"][one]},
+    ):
+        refuses(party.sites["s000"].confirm, {**told, "signatures": signatures}, party.sign("s000"))
+    party.sites["s000"].confirm(told, party.sign("s000"))
+
+
+def test_a_site_that_sends_no_signature_with_its_vector_is_left_out():
+    party, letters = at("mask")
+    party.mask(letters)
+    party.said["s004"] = {}
+    letters = party.relay.masked(party.said)
+    assert party.relay.survivors == ["s000", "s001", "s002", "s003"] and party.relay.faulty == {"s004": "reply-invalid"}
+    assert (party.unmask(party.confirm(letters)) == party.plain(party.relay.survivors)).all()
 
 
 def test_survivors_below_the_floor_are_refused():
@@ -335,12 +387,14 @@ def test_a_second_set_of_survivors_is_refused():
 
 def test_two_sets_of_survivors_never_both_reach_the_signatures():
     """Half of the sites are told that s004 is gone, half that s003 is: neither half reveals anything."""
-    party, _ = at("confirm", n=6, quorum=3)
+    party, letters = at("confirm", n=6, quorum=3)
     views = {
         s: sorted(set(party.sites) - {"s004" if k % 2 else "s003"})
         for k, s in enumerate(["s000", "s001", "s002", "s005"])
     }
-    signed = {s: party.sites[s].confirm({"survivors": v}, party.sign(s))["signature"] for s, v in views.items()}
+    said = {s: letters[s]["signatures"] for s in views}
+    told = {s: {"survivors": v, "signatures": {o: w for o, w in said[s].items() if o in v}} for s, v in views.items()}
+    signed = {s: party.sites[s].confirm(told[s], party.sign(s))["signature"] for s in views}
     for site, view in views.items():
         same = {s: x for s, x in signed.items() if views[s] == view}
         assert "too few" in refuses(party.sites[site].unmask, {"signatures": same})

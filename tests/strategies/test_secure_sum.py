@@ -103,7 +103,7 @@ def test_a_run_of_masked_sums_ends_and_its_books_agree(tmp_path):
         sent = [r.arrays["sum"] for s, q, r in wire.heard if s == name and q.exchange == "mask"]
         assert left == [describe(a) for a in sent], "the audit log holds the hash of what left, which is masked"
         spoken = [e["exchange"] for e in log if e["kind"] == "message"]
-        assert spoken == ["advert", "share", "confirm", "unmask"] * len(priced_plan(STUDY).steps)
+        assert spoken == ["advert", "share", "mask", "confirm", "unmask"] * len(priced_plan(STUDY).steps)
 
 
 def test_the_total_is_that_of_plain_addition(tmp_path):
@@ -263,7 +263,8 @@ def test_a_restored_session_is_given_up_when_the_books_are_acknowledged(tmp_path
     wire = Keeping(answers(sites))
     Run(SHORT, wire, "r1").conduct()
     (asked,) = [q for s, q, _ in wire.heard if s == "east" and q.exchange == "confirm" and q.step == "tables"]
-    again = replace(asked, message={"survivors": ["east", "north", "west"]})
+    signatures = {s: asked.message["signatures"][s] for s in ("north", "west")}
+    again = replace(asked, message={"survivors": ["east", "north", "west"], "signatures": signatures})
     assert SiteService.open(sites["east"].path).answer(again).refusal == "secure-sum-refused"
     shutil.copy(tmp_path / "old", file)
     shutil.copytree(sites["east"].path, tmp_path / "control")
