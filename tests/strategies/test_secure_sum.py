@@ -220,10 +220,10 @@ def test_secrets_lie_under_0600_and_are_gone_afterwards(tmp_path, monkeypatch):
     secrets_seen: list[bytes] = []
     real = sessions.Session.accept
 
-    def note(self, told):
+    def note(self, told, sign):
         secrets_seen.extend(self.state[k].encode() for k in ("own", "mask_key", "box_key"))
         secrets_seen.extend(x.encode() for both in self.state["held"].values() for x in both)
-        return real(self, told)
+        return real(self, told, sign)
 
     monkeypatch.setattr(sessions.Session, "accept", note)
     run(sites)
