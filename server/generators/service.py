@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, select
 
 from medsynx.bundle import Bundle, read_bundle
@@ -46,7 +47,11 @@ def register(db: Session, folder: ServerFolder, content: bytes, who: Principal) 
         changed_by=who.name,
     )
     db.add(generator)
-    db.commit()
+    try:
+        db.commit()
+    except IntegrityError:  # it was uploaded twice at once
+        db.rollback()
+        return db.get_one(Generator, identity)
     db.refresh(generator)
     return generator
 
