@@ -1,12 +1,14 @@
 """One run is one generator at the server, whenever its coordinator is killed and whatever stands between the two."""
 
+import json
+
 import httpx
 import pytest
 
 from medsynx.bundle import new_key, read_bundle
 from medsynx.errors import MedsynxError
 from strategies import registry
-from strategies.coordinator import CoordinatorFolder, conduct
+from strategies.coordinator import CoordinatorFolder, conduct, fail
 from strategies.in_process import InProcessFederation
 from strategies.registry import Registry
 from tests.strategies.test_rounds import handlers
@@ -80,3 +82,15 @@ def test_one_that_does_not_take_the_bundle_is_named(tmp_path, monkeypatch, answe
     with pytest.raises(MedsynxError, match=says) as refused:
         Registry("https://server").upload(tmp_path / "b.zip")
     assert refused.value.code == "federation-unreachable"
+
+
+def test_a_run_that_failed_for_many_sites_is_told_in_words_that_the_server_takes(tmp_path, monkeypatch):
+    from server.runs.schemas import RunIn
+    from tests.server.test_api import RUN
+
+    told = []
+    monkeypatch.setattr(Registry, "put_run", lambda self, name, status: told.append(status))
+    folder = CoordinatorFolder(tmp_path)
+    (folder.run("r") / "progress.json").write_text(json.dumps({**RUN, "epsilon": 1.0, "generator_id": None}))
+    fail(folder, "r", "quorum-lost", "missing: " + ", ".join(f"site-{k} (budget-exceeded)" for k in range(100)))
+    assert RunIn.model_validate(told[0]).status == "failed"
