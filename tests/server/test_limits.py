@@ -16,6 +16,7 @@ from server.app import create_app
 from server.auth import service as auth
 from server.cli import app as commands
 from server.folder import ServerFolder
+from server.generators.models import Generator
 from server.users import service as users
 from server.users.models import Role
 from tests.server.test_api import PASSWORD, RUN, code, signed_in, upload
@@ -107,6 +108,13 @@ def test_lists_show_what_noise_hides_and_no_more_of_a_title_than_a_line(client, 
     assert shown["title"] == "x" * 200
     assert shown["evaluation"]["tvd1"] == {"value": 0.1, "floor": 0.4, "reliable": False}
     assert shown["evaluation"]["tstr_auc"] == {"value": 0.8, "floor": None, "reliable": True}
+    with Session(client.app.state.engine) as db:
+        kept = db.get(Generator, shown["id"])
+        kept.summary = {**kept.summary, "evaluation": {"tvd1": 0.1, "tvd2": None}}  # as the first release stored it
+        db.add(kept)
+        db.commit()
+    (shown,) = client.get("/generators", headers=signed_in(client, "admin")).json()
+    assert [f["value"] for f in shown["evaluation"].values()] == [0.1, None]
 
 
 def test_a_download_holds_no_connection(app, client, signed):
