@@ -76,7 +76,8 @@ class SiteService:
     def _answer(self, request: Request) -> Reply:
         if not RUN.fullmatch(request.run):
             raise MedsynxError("step-not-planned", "the run has no proper name")
-        terms = self.door.terms(request.study_digest, request.run, request.step) if request.exchange else None
+        asked = request.study_digest, request.run, request.step
+        terms = self.door.terms(*asked, request.exchange) if request.exchange else None
         if lost := self.answers.find(request):
             self.door.again(request, lost)
             return lost
