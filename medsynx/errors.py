@@ -55,6 +55,10 @@ CODES: dict[str, tuple[int, str]] = {
         38,
         "Take `apart` out of site.yaml: these data sets spend one budget. Or register files that share no patient.",
     ),
+    "patients-lost": (
+        39,
+        "Put the newest back-up of patients.sqlite in its place, or take `apart` out of site.yaml: all data sets then spend one budget.",
+    ),
     # federation (40-49)
     "quorum-lost": (40, "Bring the missing sites back online, or lower `rounds.quorum` in a new study."),
     "federation-unreachable": (41, "Check that the federation's services run and that the port is free."),

@@ -76,7 +76,7 @@ class Door:
         self.folder, self.simulated = folder, simulated
         self.ledger = Ledger(folder.path / "ledger.sqlite")
         self.audit = Audit(folder.path / "audit.sqlite")
-        self.patients = PatientBook(folder.path / "patients.sqlite")
+        self.patients = PatientBook(folder.path / "patients.sqlite", self.ledger.chain)
 
     def admit(self, digest: str, run: str, step: str, *, masked: bool = False) -> Permit:
         """Reserve a step of an approved study. ``masked``: its cargo is going to leave under a mask.
@@ -174,7 +174,7 @@ class Door:
 
         Raises:
             MedsynxError: ``patients-shared`` when it was to have a budget of its own, or others were, and it shares patients with them;
-                ``table-unreadable`` when it changed since the step was admitted.
+                ``patients-lost`` when that cannot be told; ``table-unreadable`` when it changed since the step was admitted.
         """
         if split_of(self.folder, permit.dataset, permit.study) != permit.split:
             raise MedsynxError("table-unreadable", f"data set {permit.dataset} changed while a step was going on")
