@@ -22,7 +22,6 @@ from site_agent.ingest import Marks
 
 #: Two people may have equal records. More of the smaller data set than this, and they are taken for the same people.
 CHANCE = 0.05
-EMPTY = hashlib.sha256().hexdigest()  #: digest of nobody
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS mark (dataset TEXT, name BLOB, kind TEXT, PRIMARY KEY (dataset, name)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS by_name ON mark (name);
@@ -49,12 +48,12 @@ class PatientBook:
         rows = [(dataset, n, "id") for n in marks.ids] + [(dataset, n, "record") for n in marks.records]
         with self._open() as db:
             db.execute("BEGIN IMMEDIATE")
-            known, before = self._known().get(dataset, EMPTY), _digest(db, dataset)
+            known, before = self._known().get(dataset), _digest(db, dataset)
             db.executemany("INSERT OR IGNORE INTO mark VALUES (?, ?, ?)", rows)
             after = _digest(db, dataset)
             # Over a book that lacks somebody nothing is written: the digest of those who are left would make it sound. The ledger goes first: what a
             # crash then keeps out of the book is noted again, or missed.
-            if after != known == before:
+            if after != known and known in (None, before):
                 noted = {"kind": "noted", "dataset": dataset, "digest": after}
                 self.ledger.append({**noted, "study": "", "run": "", "step": ""})
             db.execute("COMMIT")
