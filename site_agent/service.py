@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from evaluation.programme import evaluation_of, is_evaluation
 from medsynx.errors import MedsynxError
+from medsynx.files import PRIVATE, replacing
 from medsynx.generators import get_family
 from medsynx.generators.base import Arrays
 from medsynx.logs import printable
@@ -130,10 +130,5 @@ class SiteService:
     def _keep(self, run: str, arrays: Arrays) -> None:
         file = self.folder.path / "runs" / f"{run}.npz"
         file.parent.mkdir(mode=0o700, exist_ok=True)
-        part = file.with_suffix(".part")
-        with part.open("wb") as out:
-            part.chmod(0o600)
+        with replacing(file, PRIVATE) as out:
             np.savez(out, **arrays)
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(file)
