@@ -145,7 +145,7 @@ CODES: dict[str, tuple[int, str]] = {
     # what `medsynx site preflight` finds (210-219)
     "key-exposed": (
         210,
-        "Run `chmod 600` on the file as its owner; if others could read it, run `medsynx site rotate`.",
+        "Run `chmod 600` on the file as its owner. If others may have read it: `medsynx site rotate` renews identity.pem and node.key.",
     ),
     "disk-low": (211, "Free some space in the site's folder, or move it."),
     "proxy-unusable": (212, "Correct HTTPS_PROXY, or add the coordinator's host to NO_PROXY."),
