@@ -8,7 +8,7 @@ from pathlib import Path
 
 from medsynx.errors import MedsynxError
 from site_agent.chain import Chain, Entry, older
-from site_agent.policy import SiteFolder
+from site_agent.policy import SiteFolder, check_clock
 from site_agent.witness import Witness
 
 SOON = timedelta(days=14)
@@ -23,7 +23,7 @@ class Condition:
         answered: when something last left, if anything has.
         refused: when a request was last refused and with which code, if any was.
         ending: digest and end of each approval that ends within :data:`SOON`.
-        trouble: what keeps the books from being written, if anything: nothing is answered then.
+        trouble: what is wrong with the books, or with the clock by them, if anything: nothing is answered then.
     """
 
     answered: datetime | None
@@ -36,8 +36,8 @@ class Condition:
         """Verifies both books; makes none that is not there."""
         now, trouble, log = datetime.now(UTC), None, list[Entry]()
         try:
-            _entries(folder.path / "ledger.sqlite")
-            log = _entries(folder.path / "audit.sqlite")
+            spent, log = (_entries(folder.path / name) for name in ("ledger.sqlite", "audit.sqlite"))
+            check_clock(spent, log)
         except MedsynxError as broken:
             trouble = broken
         last = {e["kind"]: e for e in log}
@@ -61,7 +61,7 @@ class Condition:
         out = [f"last answer: {self.answered:{at}}" if self.answered else "last answer: none yet"]
         out.append(f"last refusal: {self.refused[0]:{at}}, {self.refused[1]}" if self.refused else "last refusal: none")
         out += [f"study {digest[:12]}: its approval ends on {end:{at}}" for digest, end in self.ending]
-        return [*out, "ledger and audit log: not sound" if self.trouble else "ledger and audit log: verified"]
+        return [*out, f"answers nothing: {self.trouble.message}" if self.trouble else "ledger and audit log: verified"]
 
     def metrics(self) -> list[str]:
         """For Prometheus."""

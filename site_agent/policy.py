@@ -316,6 +316,19 @@ def check_approver(policy: SitePolicy, by: str) -> None:
         )
 
 
+def check_clock(ledger: list[Entry], audit: list[Entry]) -> clock.Reading:
+    """Both clocks now. Raises ``policy-refused`` while the wall clock is behind the site's own records: nothing is answered then."""
+    now = clock.read()
+    late = max(clock.behind(ledger, now), clock.behind(audit, now))
+    if late > clock.TOLERANCE:
+        raise MedsynxError(
+            "policy-refused",
+            f"the clock is {late.total_seconds():,.0f} seconds behind the site's own records",
+            hint="Set the clock right; if the records are wrong, run `medsynx site acknowledge`.",
+        )
+    return now
+
+
 def check_traffic(limits: Limits, ledger: list[Entry], audit: list[Entry], study: str, asked: int) -> None:
     """Raise ``policy-refused`` when the site does not answer now: out of hours, a clock set back, or more bytes than may leave.
 
@@ -325,14 +338,7 @@ def check_traffic(limits: Limits, ledger: list[Entry], audit: list[Entry], study
         study: digest of the study asked for.
         asked: bytes that are about to leave.
     """
-    now = clock.read()
-    late = max(clock.behind(ledger, now), clock.behind(audit, now))
-    if late > clock.TOLERANCE:
-        raise MedsynxError(
-            "policy-refused",
-            f"the clock is {late.total_seconds():,.0f} seconds behind the site's own records",
-            hint="Set the clock right; if the records are wrong, run `medsynx site acknowledge`.",
-        )
+    now = check_clock(ledger, audit)
     if limits.hours is not None and not limits.hours.open(now.wall):
         raise MedsynxError("policy-refused", "the site does not answer at this hour")
     since = (now.wall - timedelta(days=1)).isoformat()

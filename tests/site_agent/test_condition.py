@@ -9,7 +9,7 @@ from medsynx.errors import MedsynxError
 from medsynx.generators.base import State
 from medsynx.processes import Supervisor
 from medsynx.wire import Request
-from site_agent import pulse
+from site_agent import clock, pulse
 from site_agent.cli import app
 from site_agent.condition import Condition
 from site_agent.service import SiteService
@@ -65,12 +65,22 @@ def test_broken_books_make_a_site_unwell_though_its_agent_runs(site, study, tmp_
         else:
             (site.path / "witness" / "ledger.jsonl").write_text("")
         code, told = health(site)
-        assert code == "ledger-broken" and "not sound" in told and "the agent runs" not in told
+        assert (
+            code == "ledger-broken" and "answers nothing: ledger.sqlite lacks" in told and "the agent runs" not in told
+        )
         heart.beat(supervisor)
         assert "medsynx_site_books_sound 1" in (site.path / pulse.FILE).read_text(), "looked at once a minute"
         heart.looked -= pulse.LOOK_SECONDS
         heart.beat(supervisor)
         assert "medsynx_site_books_sound 0" in (site.path / pulse.FILE).read_text()
+
+
+def test_a_clock_behind_the_audit_log_is_named(site, monkeypatch):
+    monkeypatch.setattr(clock, "read", lambda: clock.Reading(datetime.now(UTC) + timedelta(hours=2), "b", 1.0))
+    assert ask(site, "a" * 64) == "study-not-approved"
+    monkeypatch.undo()
+    trouble = Condition.of(site).trouble
+    assert trouble.code == "policy-refused" and "seconds behind" in trouble.message and "acknowledge" in trouble.hint
 
 
 def test_a_supernode_that_is_started_again_and_again_is_not_up(site, tmp_path):
