@@ -76,6 +76,23 @@ def connect(
     typer.echo(f"connected; enrolled sites: {', '.join(sorted(sites)) or 'none yet'}")
 
 
+@app.command()
+def sites(dir: Folder, as_json: AsJson = False) -> None:
+    """List the hospitals and whether they are online. One that fell silent counts as online for up to a minute."""
+    from strategies.presence import read_presence
+    from strategies.service import require_service
+
+    require_service(dir)
+    there = read_presence(dir)
+    if as_json:
+        typer.echo(json.dumps(there))
+        return
+    for site, online in sorted(there.items()):
+        typer.echo(f"{site}  {'online' if online else 'offline'}")
+    if not there:
+        typer.echo("no hospital has joined yet; invite one with `medsynx server invite create`")
+
+
 @app.command("run")
 def start(
     study: Annotated[Path, typer.Argument(help="Study manifest, YAML or JSON.")],

@@ -44,22 +44,28 @@ class FlowerFederation:
     def ask(self, request: Requests, sites: list[str], deadline_seconds: float) -> list[Answer]:
         """Push one message a site, collect replies until the deadline. A site Flower calls unavailable is offline, a silent one late.
 
-        Each site's reply is pulled by a thread of its own: Flower waits for minutes for the objects of a reply whose sender died half-way, and the
-        other sites' replies must not wait with it.
+        A site that goes away meanwhile and is back before the deadline is asked the same again. What it answered already it answers alike, without
+        another charge; a step it had paid for and not answered it refuses. Each site's reply is pulled by a thread of its own: Flower waits for
+        minutes for the objects of a reply whose sender died half-way, and the other sites' replies must not wait with it.
         """
         answers: dict[str, Answer] = {}
+        away: set[str] = set()
         asked = [s for s in sorted(sites) if s in self.roster]
         answers.update({s: Answer(s, None, "offline") for s in sites if s not in self.roster})
         if isinstance(request, Request):
             records = dict.fromkeys(asked, request_to_records(request))
         else:
             records = {s: request_to_records(request[s]) for s in asked}
-        messages = [Message(records[s], self.roster[s], ACTION, ttl=deadline_seconds + 60) for s in asked]
         until, inbox = time.monotonic() + deadline_seconds, Inbox()
+
+        def message(site: str) -> Message:
+            return Message(records[site], self.roster[site], ACTION, ttl=until - time.monotonic() + 60)
+
+        messages = [message(s) for s in asked]
         # The grid answers with one id a message, in order; an empty one was not taken.
         taken = {s: m for s, m in zip(asked, self.grid.push_messages(messages), strict=True) if m}
         for site, number in taken.items():
-            threading.Thread(target=self._pull, args=(site, number, until, inbox), daemon=True).start()
+            threading.Thread(target=self._pull, args=(site, message, number, until, inbox, away), daemon=True).start()
         waiting = set(taken)
         while waiting and (left := until - time.monotonic()) > 0:
             try:
@@ -70,19 +76,33 @@ class FlowerFederation:
                 raise reply
             waiting.discard(site)
             answers[site] = _answer(site, reply, self.roster[site])
-        return [answers.get(s, Answer(s, None, "late")) for s in sorted(sites)]
+        return [answers.get(s, Answer(s, None, "offline" if s in away else "late")) for s in sorted(sites)]
 
-    def _pull(self, site: str, number: str, until: float, inbox: Inbox) -> None:
+    def _pull(
+        self, site: str, message: Callable[[str], Message], number: str, until: float, inbox: Inbox, away: set[str]
+    ) -> None:
+        """The site's reply into the inbox; while it is unavailable it is ``away``."""
         try:
             while time.monotonic() < until:
-                for reply in self.grid.pull_messages([number]):
-                    inbox.put((site, reply))
-                    return
+                if site in away and self.roster[site] in set(self.grid.get_node_ids()):
+                    (number,) = self.grid.push_messages([message(site)])
+                    if number:
+                        away.discard(site)
+                for reply in [] if site in away else self.grid.pull_messages([number]):
+                    if not _unavailable(reply):
+                        inbox.put((site, reply))
+                        return
+                    away.add(site)
                 time.sleep(POLL_SECONDS)
         except (httpx.HTTPError, OSError) as error:  # the SuperLink's, not the site's: told to whoever asked
             inbox.put((site, error))
         except Exception:  # of the objects that the site sent
             inbox.put((site, None))
+
+
+def _unavailable(reply: Message) -> bool:
+    """Whether it is no reply but the SuperLink's word that the site is not online."""
+    return reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE
 
 
 def _answer(site: str, reply: Message | None, node: int) -> Answer:
@@ -97,12 +117,8 @@ def _read(site: str, reply: Message | None, node: int) -> Answer:
     if reply is None:
         return Answer(site, Reply(refusal="reply-invalid"))
     if reply.has_error():
-        away = reply.error.code in (
-            ErrorCode.NODE_UNAVAILABLE,
-            ErrorCode.MESSAGE_UNAVAILABLE,
-            ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
-        )
-        return Answer(site, None, "offline") if away else Answer(site, Reply(refusal="site-failed"))
+        lost = reply.error.code in (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+        return Answer(site, None, "offline") if lost else Answer(site, Reply(refusal="site-failed"))
     if reply.metadata.src_node_id != node:
         return Answer(site, Reply(refusal="reply-invalid"))
     return Answer(site, reply_from_records(reply.content))

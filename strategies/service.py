@@ -20,6 +20,7 @@ from medsynx.keys import private_folder
 from medsynx.processes import Supervisor, alone
 from strategies.coordinator import CoordinatorFolder
 from strategies.keeper import Keeper
+from strategies.presence import Presence
 from strategies.registry import Registry
 from strategies.runtime import Runtime, Tls
 
@@ -55,9 +56,11 @@ def serve(
                 )
             time.sleep(TICK_SECONDS)
         tell(f"ready: hospitals reach {gate[0]}:{gate[1]}")
+        presence = Presence(folder, runtime.control)
         while True:
             check(supervisor)
             keeper.tend()
+            presence.tend()
             time.sleep(TICK_SECONDS)
 
 

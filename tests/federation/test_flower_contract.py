@@ -96,6 +96,45 @@ def test_a_site_that_died_while_it_sent_holds_up_nobody(monkeypatch):
     assert answers[0].reply.message == {"from": "m1"} and answers[3].reply.message == {"from": "m3"}
 
 
+def test_a_site_that_is_back_before_the_deadline_is_asked_the_same_again(monkeypatch):
+    """And one that is not is offline, whatever else Flower would say of it."""
+    from types import SimpleNamespace
+
+    from flwr.common.constant import ErrorCode
+
+    from strategies.flower import FlowerFederation
+
+    gone = SimpleNamespace(has_error=lambda: True, error=SimpleNamespace(code=ErrorCode.NODE_UNAVAILABLE))
+
+    class Grid:
+        asked, looks = [], 0
+
+        def push_messages(self, messages):
+            self.asked += messages
+            return [f"m{node}-{self.asked.count(node)}" for node in messages]
+
+        def get_node_ids(self):
+            self.looks += 1
+            return [1, 2] if self.looks > 3 else [1]
+
+        def pull_messages(self, ids):
+            if ids[0] in ("m2-1", "m3-1"):
+                return [gone]
+            content = reply_to_records(Reply(message={"from": ids[0]}))
+            node = int(ids[0][1])
+            return [
+                SimpleNamespace(has_error=lambda: False, metadata=SimpleNamespace(src_node_id=node), content=content)
+            ]
+
+    monkeypatch.setattr("strategies.flower.Message", lambda records, node, action, ttl: node)
+    monkeypatch.setattr("strategies.flower.POLL_SECONDS", 0.01)
+    federation = FlowerFederation(Grid(), lambda: {"east": 1, "north": 2, "west": 3})
+    answers = federation.ask(Request("r", "d" * 64, "s", State()), ["east", "north", "west"], 1.0)
+    assert [a.reason for a in answers] == [None, None, "offline"]
+    assert [a.reply.message["from"] for a in answers[:2]] == ["m1-1", "m2-2"]
+    assert sorted(federation.grid.asked) == [1, 2, 2, 3], "asked again once, and only the one that is back"
+
+
 def test_what_a_site_sends_fails_that_site_alone_and_a_superlink_that_is_away_the_question(monkeypatch):
     """Flower inflates a reply inside ``pull_messages``: what breaks there is the site's, unless the SuperLink itself does not answer."""
     from types import SimpleNamespace
