@@ -99,6 +99,11 @@ class PatientBook:
         db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
         try:
             yield db
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:  # locked, no room: not a spoilt file
+                raise
+            hint = "Put its newest back-up in its place. Without one, move it away: no data set can be apart from those noted in it then."
+            raise MedsynxError("patients-lost", f"{self.path.name} is damaged and cannot be read", hint=hint) from None
         finally:
             db.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +53,7 @@ class SiteService:
     """
 
     def __init__(self, folder: SiteFolder, *, simulated: bool = False, strict: bool = False) -> None:
-        self.folder, self.strict = folder, strict
-        self.door = Door(folder, simulated=simulated)
+        self.folder, self.simulated, self.strict = folder, simulated, strict
         self.answers = Answers(folder.path / "runs")
         self._table: tuple[tuple[str, str, str], LocalTable] | None = None
 
@@ -61,6 +61,11 @@ class SiteService:
     def open(cls, path: Path) -> SiteService:
         """The service of a site's folder."""
         return cls(SiteFolder(path))
+
+    @cached_property
+    def door(self) -> Door:
+        """The site's door, with its books: opened by the first answer, so that a spoilt book is an answer too."""
+        return Door(self.folder, simulated=self.simulated)
 
     def answer(self, request: Request) -> Reply:
         """Never raises; the reason of a failure stays in the site's own log."""

@@ -128,6 +128,21 @@ def test_a_book_of_patients_that_lacks_some_gives_them_no_second_budget(tmp_path
     assert ask(site, second, "run-second") is None, "what the remedy says: one budget for all"
 
 
+@pytest.mark.parametrize(
+    ("book", "told", "named"),
+    [("patients", "site-failed", "patients-lost"), ("ledger", "ledger-broken", "ledger-broken")],
+)
+def test_a_book_that_is_no_database_is_named(tmp_path, study, caplog, book, told, named):
+    site = make_site(tmp_path / "north", study, small_table(300, 1), epsilon_lifetime=100)
+    assert ask(site, study, "run-1") is None
+    file = site.path / f"{book}.sqlite"
+    file.write_bytes(b"SQLite format 3\x00" + b"spoilt" * 2000)
+    assert ask(site, study, "run-2") == told and f"[{named}]" in caplog.text
+    if book == "patients":  # what its remedy says
+        file.rename(file.with_suffix(".damaged"))
+        assert ask(site, study, "run-2") is None
+
+
 def test_a_crash_while_patients_are_noted_is_made_good_by_noting_them_again(tmp_path, monkeypatch):
     chain, marks = Chain(tmp_path / "ledger.sqlite"), Marks(frozenset({b"a" * 32}))
     book, real = PatientBook(tmp_path / "patients.sqlite", chain), chain.append
