@@ -33,6 +33,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	test ! -x $(BIN)/hadolint || $(BIN)/hadolint docker/*.Dockerfile
 
 lock:
 	UV=$$(command -v uv || echo $(BIN)/uv); \

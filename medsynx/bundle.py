@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import zipfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,10 +35,10 @@ class Bundle:
     signer: str
 
     def json(self, name: str) -> dict[str, Any]:
-        """A JSON file of the bundle. Raises ``bundle-unreadable`` when it is absent or not an object."""
+        """A JSON file of the bundle. Raises ``bundle-unreadable`` when it is absent or not an object, or has a number that JSON has not."""
         try:
-            value = json.loads(self.files[name])
-        except (KeyError, ValueError):
+            value = json.loads(self.files[name], parse_float=_finite, parse_constant=_finite)
+        except (KeyError, ValueError, RecursionError):
             raise MedsynxError("bundle-unreadable", f"the bundle has no readable {name}") from None
         if not isinstance(value, dict):
             raise MedsynxError("bundle-unreadable", f"{name} is not a JSON object")
@@ -57,6 +58,13 @@ class Bundle:
     def private(self) -> bool:
         """False when noise was off or seeded; such a bundle is never served."""
         return self.json("privacy.json").get("private") is True
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def new_key(path: Path) -> str:

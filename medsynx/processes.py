@@ -27,6 +27,7 @@ PR_SET_PDEATHSIG = 1
 #: up to 60 seconds, and a wrong key or a closed port is not to be hammered at.
 RESTART_SECONDS, LONGEST_SECONDS, STEADY_SECONDS = 5.0, 20.0, 60.0
 TERM_SECONDS = 4.0
+LOG_BYTES = 10 * 2**20  #: of a log before it is cut; what it held before is kept once, as NAME.1
 
 
 def free_port() -> int:
@@ -134,8 +135,9 @@ class Supervisor:
         self.services[name] = Service(name, command, log, full, restart, process, first_pause=pause, give_up=give_up)
 
     def tend(self) -> None:
-        """Restart what ended and is to be restarted; to be called now and then."""
+        """Restart what ended and is to be restarted, cut logs that have grown; to be called now and then."""
         for service in self.services.values():
+            _cut(service.log)
             if not service.restart or service.gone or service.process.poll() is None:
                 continue
             now = time.monotonic()
@@ -156,11 +158,10 @@ class Supervisor:
         return {n: s.process.pid for n, s in self.services.items() if s.process.poll() is None}
 
     def tail(self, name: str, lines: int = 8) -> list[str]:
-        """The end of a service's log."""
-        try:
-            return self.services[name].log.read_text("utf-8", "replace").splitlines()[-lines:]
-        except OSError:
-            return []
+        """The end of a service's log, whenever it was cut."""
+        log = self.services[name].log
+        held = [f.read_text("utf-8", "replace") for f in (_older(log), log) if f.is_file()]
+        return "".join(held).splitlines()[-lines:]
 
     def stop(self) -> None:
         """SIGTERM to every group, SIGKILL to what is left. Newest first; a second Ctrl-C or kill does not cut it short."""
@@ -188,6 +189,7 @@ class Supervisor:
 
 def _spawn(command: list[str], log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
     log.parent.mkdir(parents=True, exist_ok=True)
+    _cut(log)
     parent, libc = os.getpid(), ctypes.CDLL(None)
 
     def lead() -> None:
@@ -200,6 +202,25 @@ def _spawn(command: list[str], log: Path, env: dict[str, str]) -> subprocess.Pop
         return subprocess.Popen(
             command, env=env, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, preexec_fn=lead
         )
+
+
+def _older(log: Path) -> Path:
+    return log.with_name(f"{log.name}.1")
+
+
+def _cut(log: Path) -> None:
+    """Move what a log of :data:`LOG_BYTES` holds aside. Its writer has it open and appends, so it is copied and emptied, not renamed.
+
+    A line that is written in the moment between the last read and the cut, and no other, is lost.
+    """
+    with contextlib.suppress(OSError):  # there is none yet; no room for a copy: then it is not emptied
+        if log.stat().st_size < LOG_BYTES:
+            return
+        with log.open("r+b") as file, _older(log).open("wb") as kept:
+            while part := file.read(2**20):
+                kept.write(part)
+                kept.flush()
+            file.truncate(0)
 
 
 def _kill(group: int, number: signal.Signals) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 import server.auth.routes
 import server.enrolment.routes
@@ -17,7 +18,7 @@ import server.samples.routes
 import server.sites.routes
 import server.users.routes
 from medsynx import __version__
-from server import metrics, problems
+from server import bodies, metrics, problems
 from server.database import open_database
 from server.folder import ServerFolder
 
@@ -36,13 +37,15 @@ ROOMS = (
 def create_app(path: Path) -> FastAPI:
     """The API over one server folder. Raises ``server-not-initialised``."""
     folder = ServerFolder(path)
-    app = FastAPI(
+    app = FastAPIOffline(  # whose page /docs loads nothing from elsewhere
+        redoc_url=None,
         title="MedSynX",
         version=__version__,
         description="Synthetic patients, published together by hospitals that never pool real ones. Errors are RFC 9457 problems.",
     )
     app.state.folder, app.state.engine = folder, open_database(folder)
     app.state.began, app.state.answered = time.monotonic(), Counter()
+    app.add_middleware(bodies.Bounded)
     app.add_middleware(metrics.Answered, counts=app.state.answered)
     app.state.limiter = server.auth.routes.limiter
     server.auth.routes.limiter.reset()

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -36,9 +36,11 @@ PasswordFile = Annotated[
 def init(dir: Dir, email: Email, password_file: PasswordFile = None) -> None:
     """Make a server folder with its first administrator."""
     from server.folder import ServerFolder
+    from server.users import service
     from server.users.models import Role
 
     password = _password(password_file)
+    service.check_new(email, password)  # a folder without an administrator could not be made anew
     ServerFolder(dir).create()
     _add(dir, email, password, Role.ADMIN, shown=password_file is None)
 
@@ -63,12 +65,15 @@ def token_create(
     dir: Dir,
     name: Annotated[str, typer.Option(help="What it is for.")],
     days: Annotated[int, typer.Option(min=1, max=366, help="Valid for so many days.")] = 30,
+    scope: Annotated[
+        Literal["coordinator", "metrics"], typer.Option(help="What it opens: publishing, or /metrics and nothing else.")
+    ] = "coordinator",
 ) -> None:
-    """Make a service token for a coordinator's run; it is shown this once."""
+    """Make a service token; it is shown this once."""
     from server.auth.service import new_service_token
 
     with open_db(dir) as db:
-        typer.echo(new_service_token(db, name, days))
+        typer.echo(new_service_token(db, name, days, scope))
 
 
 @app.command()
@@ -90,6 +95,7 @@ def serve(
 ) -> None:
     """Serve the API. Without TLS it listens on loopback only."""
     import logging
+    import ssl
     import sys
 
     import uvicorn
@@ -97,6 +103,14 @@ def serve(
     from medsynx import logs
     from server.app import create_app
 
+    if (tls_cert is None) != (tls_key is None):
+        raise MedsynxError("request-invalid", "--tls-cert and --tls-key are given together or not at all")
+    if tls_cert:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls_cert, tls_key)
+        except OSError as error:
+            why = f"{tls_cert} and {tls_key} are no certificate and its key ({type(error).__name__})"
+            raise MedsynxError("request-invalid", why) from None
     if tls_cert is None and host not in ("127.0.0.1", "localhost", "::1"):
         raise MedsynxError("request-invalid", "without --tls-cert the server listens on loopback only")
     logs.start(sys.stderr, logging.WARNING)

@@ -32,7 +32,8 @@ def _session(request: Request) -> Iterator[Session]:
         yield session
 
 
-Db = Annotated[Session, Depends(_session)]
+#: given back before the answer is sent: a download that stalls holds none
+Db = Annotated[Session, Depends(_session, scope="function")]
 
 
 def now() -> datetime:

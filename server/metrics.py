@@ -1,4 +1,4 @@
-"""``/metrics`` in Prometheus' text format: sums over what the API lists anyway, for a service token or a coordinator. No patient, no person."""
+"""``/metrics`` in Prometheus' text format: sums over what the API lists anyway, for a token of this scope or a coordinator. No patient, no person."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlmodel import select
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medsynx import __version__
-from server.auth.principal import Publisher
+from server.auth.principal import Watcher
 from server.database import Db
 from server.generators.models import Generator
 from server.problems import RESPONSES
@@ -47,7 +47,7 @@ class Answered:
 
 
 @router.get("", summary="Figures for Prometheus", response_class=PlainTextResponse)
-def metrics(who: Publisher, db: Db, request: Request) -> PlainTextResponse:
+def metrics(who: Watcher, db: Db, request: Request) -> PlainTextResponse:
     """Answers since the start, generators and runs by state, sites of the latest run by state."""
     state = request.app.state
     generators = Counter(str(s) for s in db.exec(select(Generator.status)).all())

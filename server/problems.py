@@ -58,9 +58,9 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def problem(code: str, detail: str, hint: str | None = None) -> JSONResponse:
-    """A problem response."""
-    status = STATUS.get(code, 400)
+def problem(code: str, detail: str, hint: str | None = None, status: int | None = None) -> JSONResponse:
+    """A problem response; ``status`` is the code's when omitted."""
+    status = status or STATUS.get(code, 400)
     body = Problem(
         type=f"urn:medsynx:problem:{code}",
         title=code.replace("-", " "),
@@ -93,4 +93,6 @@ def install(app: FastAPI) -> None:
     def http(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 404:
             return problem("not-found", f"there is no {request.url.path}")
-        return problem("request-invalid", str(error.detail))
+        answer = problem("request-invalid", str(error.detail), status=error.status_code)
+        answer.headers.update(error.headers or {})
+        return answer

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from medsynx.errors import MedsynxError
-from medsynx.flower_processes import SITE, flower_env, script
+from medsynx.flower_processes import SITE, flower_env
 from medsynx.keys import make_secret, read_secret
 from medsynx.processes import Supervisor, alone, free_port
 from site_agent.enrolment import CA, NODE_KEY, SECRET, Enrolment, read_node_key
@@ -33,7 +33,7 @@ def executor(site: Path, port: int, secret: Path, home: Path) -> Started:
 
 def supernode(superlink: str, ca: Path, key: Path, port: int, secret: Path, home: Path) -> Started:
     """The process that speaks to the federation: outwards only, and with its executor on loopback ``port``."""
-    command = [script("flower-supernode"), "--superlink", superlink, "--root-certificates", str(ca)]
+    command = [sys.executable, "-m", "site_agent.supernode", "--superlink", superlink, "--root-certificates", str(ca)]
     command += ["--auth-supernode-private-key", str(key), "--port", str(port), "--isolation", "process"]
     return [*command, "--superexec-auth-secret-file", str(secret)], flower_env(home)
 

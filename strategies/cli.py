@@ -65,12 +65,12 @@ def connect(
     except (OSError, UnicodeDecodeError) as error:
         raise MedsynxError("request-invalid", f"{getattr(error, 'filename', token_file)} cannot be read") from None
     try:
-        sites = registry.enrolled()
+        sites = [site for site, entry in registry.listed().items() if entry.enrolled]
     except httpx.HTTPStatusError as refused:
         code = "token-invalid" if refused.response.status_code in (401, 403) else "federation-unreachable"
         hint = "Make a new one with `medsynx server token create`." if code == "token-invalid" else None
         raise MedsynxError(code, f"{url} answered {refused.response.status_code}", hint=hint) from None
-    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, KeyError, TypeError) as error:
         raise MedsynxError("federation-unreachable", f"{url} does not answer ({type(error).__name__})") from None
     write_secret(dir / "registry.json", json.dumps(vars(registry)).encode())
     typer.echo(f"connected; enrolled sites: {', '.join(sorted(sites)) or 'none yet'}")

@@ -20,7 +20,7 @@ from medsynx.keys import private_folder
 from medsynx.study import Study, parse_study
 from strategies import checkpoint
 from strategies.federation import Federation
-from strategies.publish import epsilons, publish
+from strategies.publish import epsilons, publish, published
 from strategies.registry import Registry
 from strategies.rounds import Progress, QuorumLost, Run
 
@@ -152,7 +152,9 @@ def conduct(federation: Federation, folder_path: Path, run_config: dict[str, Any
         run = Run(study, federation, name, watch, target / "checkpoint.npz")
         outcome = run.conduct()
         tell(message="report and bundle")
-        bundle, report, evaluation = publish(outcome, target, folder_path / "signing.pem", simulated=False)
+        key = folder_path / "signing.pem"
+        made = published(target, study, key) or publish(outcome, target, key, simulated=False)
+        bundle, report, evaluation = made
         generator = registry.upload(bundle)
     except MedsynxError as error:
         fail(folder, name, error.code, error.message)

@@ -32,36 +32,36 @@ ENROLMENT = frozenset(
 MAX_BODY = 16_384  #: bytes of an enrolment request
 #: bytes of a fleet request, which Flower holds in memory before it knows whose it is. A model update of any size comes in objects of 5 MiB.
 MAX_FLEET_BODY = 64 * 2**20
-REMEMBERED = 500_000  #: signed times held at once; beyond that nothing is let in
+#: signed times of one key held at once: 60 requests a second for as long as they are held, 2.4 MB; beyond that this key waits
+REMEMBERED = 20_000
 WINDOW_SECONDS = TIMESTAMP_TOLERANCE + 3 * SYSTEM_TIME_TOLERANCE
 
 
 class Once:
-    """Remembers signed times for as long as Flower would take them again."""
+    """Remembers signed times for as long as Flower would take them again. Each key has room of its own, so that none can fill another's."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
-        self.seen: dict[tuple[bytes, bytes], float] = {}  # oldest first
+        self.seen: dict[bytes, dict[bytes, float]] = {}  # each key's, oldest first
 
-    def first(self, key: bytes, signed: bytes) -> bool:
-        """Whether this key's signed time comes for the first time. False also when there is no room to remember it."""
-        now = self.clock()
-        for old in list(self._old(now)):
-            del self.seen[old]
-        if (key, signed) in self.seen or len(self.seen) >= REMEMBERED:
-            return False
-        self.seen[key, signed] = now
-        return True
+    def refusal(self, key: bytes, signed: bytes) -> tuple[int, bytes] | None:
+        """Remember this key's signed time; status and text when it came before or the key has no room left."""
+        now, times = self.clock(), self.seen.setdefault(key, {})
+        while times and now - times[oldest := next(iter(times))] > WINDOW_SECONDS:
+            del times[oldest]
+        if signed in times:
+            return 401, b"signed time was used before"
+        if len(times) >= REMEMBERED:
+            return 429, b"too many requests of this key"
+        times[signed] = now
+        return None
 
     def forget(self, key: bytes, signed: bytes) -> None:
-        """A request that was not a site's uses nothing up."""
-        self.seen.pop((key, signed), None)
-
-    def _old(self, now: float) -> Any:
-        for pair, at in self.seen.items():
-            if now - at <= WINDOW_SECONDS:
-                return
-            yield pair
+        """A request that was not a site's uses nothing up, nor does its key."""
+        times = self.seen.get(key, {})
+        times.pop(signed, None)
+        if not times:
+            self.seen.pop(key, None)
 
 
 def gate(app: App, server: httpx.AsyncClient | None = None) -> App:
@@ -80,8 +80,8 @@ def gate(app: App, server: httpx.AsyncClient | None = None) -> App:
         key, signed = _signed(scope["headers"])
         if not key or not signed:
             await _answer(send, 401, b"not signed")
-        elif not once.first(key, signed):
-            await _answer(send, 401, b"signed time was used before")
+        elif wrong := once.refusal(key, signed):
+            await _answer(send, *wrong)
         else:
             status = 500
 

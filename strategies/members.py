@@ -14,33 +14,16 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import httpx
 
 from medsynx import logs
 from medsynx.errors import MedsynxError
 from strategies.control import Control
-from strategies.registry import Registry
+from strategies.registry import Listed, Registry
 
 log = logging.getLogger("medsynx.members")
 POLL_SECONDS = 2.0
-
-
-class Listed(NamedTuple):
-    """A site that the server names: its latest node key (PEM), and whether it is enrolled (else it was revoked or has left)."""
-
-    key: bytes
-    enrolled: bool
-
-
-class Server(Registry):
-    """The server, asked for every site that ever enrolled."""
-
-    def listed(self) -> dict[str, Listed]:
-        """By name of the site. Raises httpx's errors, and ValueError, KeyError or TypeError for an answer that is no such list."""
-        sites: Any = self._send("GET", "/enrolment/sites")
-        return {s["site"]: Listed(s["node_key"].encode(), s["status"] == "enrolled") for s in sites}
 
 
 def reconcile(control: Control, listed: Mapping[str, Listed], before: Mapping[str, int]) -> dict[str, int]:
@@ -94,7 +77,7 @@ def follow_once(folder: Path, control: Control) -> str:
     Where the server is, and the token, are read each time: ``medsynx coordinator connect`` is heard without a restart.
     """
     try:
-        server = Server(**vars(Registry.configured(folder / "registry.json")))
+        server = Registry.configured(folder / "registry.json")
         if not server.url:  # no list is not an empty list
             return "registry.json does not name the server; run `medsynx coordinator connect`"
         listed = server.listed()

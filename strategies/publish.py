@@ -10,8 +10,10 @@ from typing import Any
 from evaluation import results
 from evaluation.report import render
 from medsynx import __version__
-from medsynx.bundle import write_bundle
+from medsynx.bundle import fingerprint, read_bundle, write_bundle
+from medsynx.errors import MedsynxError
 from medsynx.privacy import statement
+from medsynx.study import Study
 from strategies.rounds import Outcome, rounds_json
 
 SIMULATED = "plain addition in one process: stands in for a secure sum, hides nothing from the operator"
@@ -75,11 +77,29 @@ def publish(
         "report.html": html.encode(),
         "card.md": _card(outcome, privacy).encode(),
     } | {f"artefact/{n}": b for n, b in outcome.artefact.files.items()}
-    bundle, report = folder / f"{study.name}.medsynx.zip", folder / "report.html"
-    write_bundle(bundle, files, key_file)
+    bundle, report = _places(folder, study)
     report.write_text(html, "utf-8")
     (folder / "evaluation.json").write_bytes(files["evaluation.json"])
+    write_bundle(bundle, files, key_file)
     return bundle, report, evaluation
+
+
+def published(folder: Path, study: Study, key_file: Path) -> tuple[Path, Path, dict[str, Any]] | None:
+    """What :func:`publish` returned when the run came this far before; None when its bundle is not there whole.
+
+    A second bundle of one run would differ in its seconds at least, and so be a second generator at the server.
+    """
+    bundle, report = _places(folder, study)
+    try:
+        own = fingerprint(key_file.with_name(f"{key_file.name}.pub").read_bytes())
+        held = read_bundle(bundle, trusted=frozenset({own}))
+        return (bundle, report, held.json("evaluation.json")) if held.study.digest == study.digest else None
+    except (MedsynxError, OSError):
+        return None
+
+
+def _places(folder: Path, study: Study) -> tuple[Path, Path]:
+    return folder / f"{study.name}.medsynx.zip", folder / "report.html"
 
 
 def _json(value: Any) -> bytes:

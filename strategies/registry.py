@@ -6,16 +6,21 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from medsynx.errors import MedsynxError
 
 log = logging.getLogger("medsynx.coordinator")
 UPLOAD_SECONDS = 300.0
-SEND_SECONDS, PROGRESS_SECONDS = (
-    60.0,
-    5.0,
-)  #: what the server has for an answer; a run stands still while it tells its progress
+SEND_SECONDS = 60.0  #: what the server has for an answer
+PROGRESS_SECONDS = 5.0  #: and for one to a run's progress: the run stands still meanwhile
+
+
+class Listed(NamedTuple):
+    """A site that the server names: its latest node key (PEM), and whether it is enrolled (else it was revoked or has left)."""
+
+    key: bytes
+    enrolled: bool
 
 
 class Registry:
@@ -45,10 +50,10 @@ class Registry:
         body: dict[str, Any] = response.json()
         return body
 
-    def enrolled(self) -> dict[str, bytes]:
-        """Site -> node key (PEM) of every enrolled site. Raises httpx's errors when there is no server or it does not answer."""
+    def listed(self) -> dict[str, Listed]:
+        """Every site that ever enrolled, by name. Raises httpx's errors, and ValueError, KeyError or TypeError for an answer that is no such list."""
         sites: Any = self._send("GET", "/enrolment/sites")
-        return {s["site"]: s["node_key"].encode() for s in sites if s["status"] == "enrolled"}
+        return {s["site"]: Listed(s["node_key"].encode(), s["status"] == "enrolled") for s in sites}
 
     def put_run(self, name: str, status: dict[str, Any]) -> None:
         """Tell how a run goes. A server that does not answer, or anything, must not stop a run: the trouble is logged."""
@@ -61,7 +66,9 @@ class Registry:
                 log.warning("run %s: the server did not take its progress (%s)", name, type(error).__name__)
 
     def upload(self, bundle: Path) -> str | None:
-        """Register a bundle; returns its generator id, or None without a server. One that is away is waited for: the budget is spent by now.
+        """Register a bundle; returns its generator id, or None without a server. Sent again, a bundle is the same generator.
+
+        A server that is away, or answers what a generator is not (a proxy's page), is waited for: the budget is spent by now.
 
         Raises:
             MedsynxError: ``federation-unreachable`` when the bundle is refused, or not taken within :data:`UPLOAD_SECONDS`.
@@ -75,14 +82,15 @@ class Registry:
                     files = {"bundle": (bundle.name, content, "application/zip")}
                     return str(self._send("POST", "/generators", files=files)["id"])
             except httpx.HTTPStatusError as error:
-                raise MedsynxError(
-                    "federation-unreachable", f"the server refused the bundle ({error.response.status_code})"
-                ) from None
+                status = error.response.status_code
+                if status < 500 and status != 429:
+                    raise MedsynxError("federation-unreachable", f"the server refused the bundle ({status})") from None
+                why = f"answered {status}"
             except httpx.HTTPError as error:
-                if time.monotonic() > until:
-                    why = type(error).__name__
-                    raise MedsynxError(
-                        "federation-unreachable", f"the server did not take the bundle ({why})"
-                    ) from None
-                time.sleep(2)
+                why = type(error).__name__
+            except (ValueError, KeyError, TypeError):
+                why = "its answer names no generator; is a proxy in between?"
+            if time.monotonic() > until:
+                raise MedsynxError("federation-unreachable", f"the server did not take the bundle ({why})")
+            time.sleep(2)
         return None

@@ -10,7 +10,7 @@ from server.database import now
 
 
 class ServiceToken(SQLModel, table=True):
-    """A coordinator's run signs in with it. Only its SHA-256 is kept."""
+    """What a service signs in with. Only its SHA-256 is kept; what it opens stands in the token itself, so that no edit of this table widens it."""
 
     digest: str = Field(primary_key=True)
     name: str

@@ -6,6 +6,7 @@ import hashlib
 import secrets
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import jwt
 from sqlmodel import Session, select
@@ -16,7 +17,9 @@ from server.auth.models import ServiceToken, Signer
 from server.database import now
 
 ISSUER, AUDIENCE, ALGORITHM, SECONDS = "medsynx-server", "medsynx-api", "HS256", 3600
-PREFIX = "msx_"
+Scope = Literal["coordinator", "metrics"]
+#: how a service token of each scope begins: it is part of what is hashed, so that a token opens what it was made for
+PREFIXES: dict[Scope, str] = {"coordinator": "msx_", "metrics": "msm_"}
 
 
 def issue(secret: bytes, email: str, *, seconds: int = SECONDS) -> str:
@@ -44,12 +47,17 @@ def subject(secret: bytes, token: str) -> str:
     return str(claims["sub"])
 
 
-def new_service_token(db: Session, name: str, days: int) -> str:
+def new_service_token(db: Session, name: str, days: int, scope: Scope = "coordinator") -> str:
     """A service token, shown this once."""
-    token = PREFIX + secrets.token_urlsafe(32)
+    token = PREFIXES[scope] + secrets.token_urlsafe(32)
     db.add(ServiceToken(digest=_digest(token), name=name, expires_at=now() + timedelta(days=days)))
     db.commit()
     return token
+
+
+def scope_of(token: str) -> Scope | None:
+    """What a service token would open; None for an access token."""
+    return next((scope for scope, prefix in PREFIXES.items() if token.startswith(prefix)), None)
 
 
 def service_name(db: Session, token: str) -> str:

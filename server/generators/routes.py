@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, UploadFile
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
+from starlette.datastructures import UploadFile
 
 from medsynx.bundle import MAX_TOTAL
 from medsynx.errors import MedsynxError
@@ -15,16 +17,24 @@ from server.generators.schemas import GeneratorOut
 from server.problems import RESPONSES
 from server.users.models import Role
 
+_FILE = {"type": "object", "required": ["bundle"], "properties": {"bundle": {"type": "string", "format": "binary"}}}
+FORM = {"required": True, "content": {"multipart/form-data": {"schema": _FILE}}}
 router = APIRouter(prefix="/generators", tags=["generators"], responses=RESPONSES)
 
 
-@router.post("", status_code=201, summary="Register a signed bundle")
-def upload(bundle: UploadFile, request: Request, who: Publisher, db: Db) -> GeneratorOut:
+@router.post("", status_code=201, summary="Register a signed bundle", openapi_extra={"requestBody": FORM})
+async def upload(request: Request, who: Publisher, db: Db) -> GeneratorOut:
     """Verify a bundle's signature, digests and privacy mark, and register it as withheld."""
-    content = bundle.file.read(MAX_TOTAL + 1)
+    db.rollback()  # no connection is held while the body comes, which is read for whom it may come from only
+    async with request.form(max_files=1, max_fields=0) as form:
+        bundle = form.get("bundle")
+        if not isinstance(bundle, UploadFile):
+            raise MedsynxError("request-invalid", "the form has no file `bundle`")
+        content = await bundle.read(MAX_TOTAL + 1)
     if len(content) > MAX_TOTAL:
         raise MedsynxError("bundle-unreadable", "the bundle is larger than any MedSynX writes")
-    return GeneratorOut.of(service.register(db, request.app.state.folder, content, who))
+    made = await run_in_threadpool(service.register, db, request.app.state.folder, content, who)
+    return GeneratorOut.of(made)
 
 
 @router.get("", summary="List generators")

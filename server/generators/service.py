@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, select
 
 from medsynx.bundle import Bundle, read_bundle
@@ -14,9 +14,10 @@ from server.auth.principal import Principal
 from server.auth.service import trusted
 from server.folder import ServerFolder
 from server.generators.models import Generator, Status
+from server.generators.schemas import Summary
 from server.users.models import Role
 
-FIGURES = ("tvd1", "tvd2", "tstr_auc", "trtr_auc")
+TITLE = 200  #: characters of a title that are kept
 
 
 def register(db: Session, folder: ServerFolder, content: bytes, who: Principal) -> Generator:
@@ -36,39 +37,42 @@ def register(db: Session, folder: ServerFolder, content: bytes, who: Principal) 
         id=identity,
         file=folder.keep(content),
         name=study.name,
-        title=study.title,
+        title=study.title[:TITLE],
         family=study.family.name,
         study_digest=study.digest,
         bundle_digest=bundle.digest,
         signer=bundle.signer,
         has_report="report.html" in bundle.files and "evaluation.json" in bundle.files,
-        summary=_summary(bundle),
+        summary=_summary(bundle).model_dump(mode="json"),
         changed_by=who.name,
     )
     db.add(generator)
-    db.commit()
+    try:
+        db.commit()
+    except IntegrityError:  # it was uploaded twice at once
+        db.rollback()
+        return db.get_one(Generator, identity)
     db.refresh(generator)
     return generator
 
 
-def _summary(bundle: Bundle) -> dict[str, Any]:
+def _summary(bundle: Bundle) -> Summary:
     privacy = bundle.json("privacy.json")
     evaluation = bundle.json("evaluation.json") if "evaluation.json" in bundle.files else None
     try:
-        epsilon = {g["adversary"]: g["epsilon"] for g in privacy["guarantees"]}
-        return {
-            "privacy": {
-                "epsilon": epsilon["researcher"],
-                "epsilon_coordinator": epsilon["coordinator"],
-                "delta": privacy["guarantees"][0]["delta"],
-                "unit": privacy["guarantees"][0]["unit"],
-                "trust": privacy["trust"],
-            },
-            "gate": evaluation["gate"] if evaluation else None,
-            "evaluation": {f: evaluation["figures"].get(f, {}).get("value") for f in FIGURES} if evaluation else None,
+        guarantees = privacy["guarantees"]
+        epsilon = {g["adversary"]: g["epsilon"] for g in guarantees}
+        told = {
+            "epsilon": epsilon["researcher"],
+            "epsilon_coordinator": epsilon["coordinator"],
+            "delta": guarantees[0]["delta"],
+            "unit": guarantees[0]["unit"],
+            "trust": privacy["trust"],
         }
-    except (KeyError, IndexError, TypeError, AttributeError):
-        raise MedsynxError("bundle-unreadable", "the bundle's privacy statement or evaluation is incomplete") from None
+        judged = {"gate": evaluation["gate"], "evaluation": evaluation["figures"]} if evaluation else {}
+        return Summary.model_validate({"gate": None, "evaluation": None, "privacy": told, **judged})
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise MedsynxError("bundle-unreadable", "the bundle's privacy statement or evaluation is not whole") from None
 
 
 def visible(db: Session, who: Principal) -> list[Generator]:

@@ -17,11 +17,16 @@ _hasher = PasswordHasher()
 _NOBODY = _hasher.hash("nobody has this password")
 
 
-def add(db: Session, email: str, password: str, role: Role) -> User:
-    """Add a person. Raises ``file-exists`` for a taken address, ``request-invalid`` for a bad address or short password."""
-    email = email.strip().lower()
-    if not re.match(EMAIL, email) or len(password) < 10:
+def check_new(email: str, password: str) -> None:
+    """Raise ``request-invalid`` for a bad address or a short password."""
+    if not re.match(EMAIL, email.strip()) or len(password) < 10:
         raise MedsynxError("request-invalid", "give an e-mail address and a password of at least 10 characters")
+
+
+def add(db: Session, email: str, password: str, role: Role) -> User:
+    """Add a person. Raises ``file-exists`` for a taken address, and as :func:`check_new`."""
+    check_new(email, password)
+    email = email.strip().lower()
     if db.get(User, email):
         raise MedsynxError("file-exists", "that address has an account", hint="Sign in, or use another address.")
     user = User(email=email, password_hash=_hasher.hash(password), role=role)

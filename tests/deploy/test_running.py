@@ -199,19 +199,20 @@ def test_logs_hold_no_message_of_an_exception(monkeypatch, form):
         assert datetime.fromisoformat(first["at"]).tzinfo == UTC
 
 
-def test_metrics_are_for_a_service_token_and_count(tmp_path):
+def test_metrics_are_for_a_token_of_their_own_and_count(tmp_path):
     folder = ServerFolder(tmp_path / "server")
     folder.create()
     app = create_app(folder.path)
     with Session(app.state.engine) as db:
         users.add(db, "r@h.example", "correct horse battery", Role.RESEARCHER)
-        token = auth.new_service_token(db, "prometheus", 1)
+        tokens = [auth.new_service_token(db, scope, 1, scope) for scope in ("metrics", "coordinator")]
     client = TestClient(app)
     assert client.get("/metrics").status_code == 401
     signed_in = client.post("/auth/token", data={"username": "r@h.example", "password": "correct horse battery"})
     researcher = {"Authorization": f"Bearer {signed_in.json()['access_token']}"}
     assert client.get("/metrics", headers=researcher).status_code == 403
-    service = {"Authorization": f"Bearer {token}"}
+    watcher, service = ({"Authorization": f"Bearer {token}"} for token in tokens)
+    assert client.get("/metrics", headers=service).status_code == 403, "a scrape does not need what publishes"
     run = {
         "study_name": "s",
         "study_digest": "0" * 64,
@@ -222,13 +223,13 @@ def test_metrics_are_for_a_service_token_and_count(tmp_path):
     }
     run |= {"started_at": datetime.now(UTC).isoformat(), "sites": [{"name": "north", "status": "online"}]}
     assert client.put("/runs/run-1", headers=service, json=run).status_code < 300
-    answer = client.get("/metrics", headers=service)
+    answer = client.get("/metrics", headers=watcher)
     assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert client.request("BREW", "/health").status_code in range(400, 500)
-    answer = client.get("/metrics", headers=service)
+    answer = client.get("/metrics", headers=watcher)
     samples = [line for line in answer.text.splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r'[a-z_]+(\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\})? [\d.]+', s) for s in samples)
-    assert 'medsynx_http_answers_total{method="GET",status="4xx"} 2' in samples
+    assert 'medsynx_http_answers_total{method="GET",status="4xx"} 3' in samples
     assert 'medsynx_http_answers_total{method="other",status="4xx"} 1' in samples, "names come from us"
     assert 'medsynx_runs{state="running"} 1' in samples and 'medsynx_latest_run_sites{state="online"} 1' in samples
     assert "h.example" not in answer.text and "north" not in answer.text

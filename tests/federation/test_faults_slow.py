@@ -195,7 +195,7 @@ def test_a_wrong_clock_keeps_a_site_out_and_a_small_skew_does_not(field, tmp_pat
     skewed = (
         "import sys, datetime, flwr.supercore.date as d; real, skew = d.now, float(sys.argv.pop(1)); "
         "d.now = lambda: real() + datetime.timedelta(seconds=skew); "
-        "from flwr.supernode.cli.flower_supernode import flower_supernode; flower_supernode()"
+        "from site_agent.supernode import main; main()"
     )
     node = field.federation.nodes["west"]
     os.kill(field.pid("supernode west"), 15)
@@ -203,7 +203,7 @@ def test_a_wrong_clock_keeps_a_site_out_and_a_small_skew_does_not(field, tmp_pat
     try:
         field.until(lambda: node not in field.federation.control.online(), 60)
         for seconds, comes in ((600, False), (-20, True)):
-            argv = [sys.executable, "-c", skewed, str(seconds), *command[1:]]
+            argv = [sys.executable, "-c", skewed, str(seconds), *command[3:]]
             with subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
                 until = time.monotonic() + 40
                 while time.monotonic() < until and node not in field.federation.control.online():

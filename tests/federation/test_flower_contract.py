@@ -15,12 +15,18 @@ def test_internal_names_are_where_we_import_them():
     from flwr.supercore.control import ControlHttpClient
     from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
+    import site_agent.supernode
     import strategies.control
     import strategies.gate
     import strategies.superlink  # noqa: F401  # their module-level imports are the contract
 
     assert callable(flwr.superlink.main.create_app) and hasattr(ControlHttpClient, "RegisterNode")
     assert hasattr(ControlHttpClient, "UnregisterNode") and hasattr(ControlHttpClient, "ListNodes")
+    assert list(inspect.signature(site_agent.supernode.flower._push_messages).parameters)[:2] == [
+        "state",
+        "object_store",
+    ]
+    assert "_pull_and_store_message" in inspect.getsource(site_agent.supernode.flower.start_client_internal)
     assert list(inspect.signature(pull_task_input).parameters) == ["client"]
     assert list(inspect.signature(push_message).parameters) == ["client", "message", "context"]
     assert list(inspect.signature(push_task_output).parameters)[:4] == ["client", "context", "sub_status", "details"]

@@ -142,3 +142,23 @@ with Supervisor() as s:
         parent.terminate()
         parent.wait(20)
     assert "ZeroDivisionError" in (tmp_path / "log").read_text(), "it ended in its own time"
+
+
+def test_a_log_is_cut_while_it_is_written_and_its_tail_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr("medsynx.processes.LOG_BYTES", 1000)
+    log, lines = tmp_path / "log", [f"line {k}" for k in range(300)]
+    with Supervisor() as supervisor, log.open("ab", buffering=0) as writer:
+        supervisor.start("part", ["sleep", "60"], log)
+        for k, line in enumerate(lines):
+            writer.write(f"{line}\n".encode())
+            supervisor.tend()
+            assert supervisor.tail("part", 3) == lines[max(0, k - 2) : k + 1]
+        assert {f.name: f.stat().st_size < 1020 for f in tmp_path.iterdir()} == {"log": True, "log.1": True}
+        (tmp_path / "log.1").unlink()
+        (tmp_path / "log.1").mkdir()
+        writer.write(b"x" * 2000)
+        supervisor.tend()
+        assert log.stat().st_size > 2000, "what cannot be kept is not thrown away"
+        (tmp_path / "log.1").rmdir()
+        supervisor.start("again", ["true"], log)
+        assert log.stat().st_size == 0 and supervisor.tail("again", 1) == ["x" * 2000]

@@ -136,6 +136,22 @@ def test_what_is_not_private_or_misses_its_gate_is_never_served(client, bundles)
     )
 
 
+def test_a_bundle_that_is_uploaded_twice_at_once_is_one_generator(client, bundles, monkeypatch):
+    keep, met = ServerFolder.keep, []
+
+    def meanwhile(self, content):
+        """The other upload is done when this one has found that there is no such generator yet."""
+        if not met:
+            met.append(1)
+            met.append(upload(client, bundles[0]["good"]).json()["id"])
+        return keep(self, content)
+
+    monkeypatch.setattr(ServerFolder, "keep", meanwhile)
+    made = upload(client, bundles[0]["good"])
+    assert made.status_code == 201 and made.json()["id"] == met[1]
+    assert len(client.get("/generators", headers=signed_in(client, "admin")).json()) == 1
+
+
 def test_broken_bundles(client, bundles):
     with zipfile.ZipFile(io.BytesIO(bundles[0]["good"])) as archive:
         files = {n: archive.read(n) for n in archive.namelist()}

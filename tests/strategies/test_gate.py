@@ -82,16 +82,28 @@ async def test_no_header_hides_another():
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 412, 415, 500])
 async def test_whoever_is_no_site_uses_nothing_up(status, monkeypatch):
     """Flower answers many things before it asks whose a key is, and anybody can make a key and sign with it."""
+    once = Once()
     monkeypatch.setattr(gate_module, "REMEMBERED", 2)
+    monkeypatch.setattr(gate_module, "Once", lambda: once)
     flower = Flower(status)
     app = gate(flower)
     for second in range(5):
         assert await ask(app, headers=signed(str(second).encode())) == status
+    assert once.seen == {}, "not even its key"
     flower.status = 200
     assert await ask(app, headers=signed(b"a site", SOUTH)) == 200
     flower.status = status
     for again in (status, status if status == 401 else 401):
         assert await ask(app, headers=signed(b"next", SOUTH)) == again, "a site's failed request is not sent again"
+
+
+async def test_a_site_that_floods_keeps_out_itself_alone(monkeypatch):
+    monkeypatch.setattr(gate_module, "REMEMBERED", 3)
+    app = gate(Flower())
+    answers = [await ask(app, headers=signed(str(second).encode())) for second in range(5)]
+    assert answers == [200, 200, 200, 429, 429]
+    assert await ask(app, headers=signed(b"0")) == 401, "and its replays are still told apart"
+    assert [await ask(app, headers=signed(str(k).encode(), SOUTH)) for k in range(3)] == [200] * 3
 
 
 async def test_what_flower_would_refuse_does_not_reach_it():
@@ -117,13 +129,17 @@ def test_an_object_of_a_model_update_fits():
 def test_signed_times_are_forgotten_when_flower_would_not_take_them(monkeypatch):
     at = [0.0]
     once = Once(lambda: at[0])
-    assert once.first(b"k", b"1") and not once.first(b"k", b"1")
+
+    def first(signed):
+        return once.refusal(b"k", signed) is None
+
+    assert first(b"1") and not first(b"1")
     at[0] = WINDOW_SECONDS
-    assert not once.first(b"k", b"1") and once.first(b"k", b"2")
+    assert not first(b"1") and first(b"2")
     at[0] = WINDOW_SECONDS + 1
-    assert once.first(b"k", b"1") and list(once.seen) == [(b"k", b"2"), (b"k", b"1")]
+    assert first(b"1") and list(once.seen[b"k"]) == [b"2", b"1"]
     monkeypatch.setattr(gate_module, "REMEMBERED", 2)
-    assert not once.first(b"k", b"3"), "without room nothing passes"
+    assert not first(b"3"), "without room nothing passes"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import httpx
 import pytest
 
 from medsynx.errors import MedsynxError
-from strategies.members import Listed, Server, follow, follow_once, read_roster, reconcile, write_roster
+from strategies.members import follow, follow_once, read_roster, reconcile, write_roster
+from strategies.registry import Listed, Registry
 
 
 class SuperLink:
@@ -69,7 +70,7 @@ def test_a_new_token_is_heard_and_an_old_one_named(tmp_path, monkeypatch):
             raise httpx.HTTPStatusError("no", request=request, response=httpx.Response(401, request=request))
         return [{"site": "east", "node_key": "a", "status": "enrolled"}]
 
-    monkeypatch.setattr(Server, "_send", send)
+    monkeypatch.setattr(Registry, "_send", send)
     link = SuperLink(b"a")
     (tmp_path / "registry.json").write_text(json.dumps({"url": "https://server", "token": "old", "ca": None}))
     write_roster(tmp_path, {"west": 7})

@@ -46,7 +46,11 @@ GENERATOR = {
     "has_report": True,
     "gate": {"passed": True, "checks": []},
     "privacy": {"epsilon": 1.0, "epsilon_coordinator": 2.0, "delta": 1e-5, "unit": "patient", "trust": "local"},
-    "evaluation": {"tvd1": 0.1, "tvd2": None, "tstr_auc": 0.81, "trtr_auc": 0.83},
+    "evaluation": {
+        "tvd1": {"value": 0.1, "floor": 0.4, "reliable": False},
+        "tvd2": {"value": None, "floor": None, "reliable": True},
+        "tstr_auc": {"value": 0.81, "floor": None, "reliable": True},
+    },
 }
 
 
@@ -122,7 +126,12 @@ async def test_a_coordinator_sees_runs_sites_and_generators():
         await pilot.press("3")
         await settle(pilot)
         shown = text(screen, Detail)
-        assert "1 against researchers, 2 against the coordinator" in shown and "0.81" in shown and "[bold]" in shown
+        assert (
+            "1 against researchers, 2 against the coordinator" in shown
+            and "0.81" in shown
+            and "TVD 1-way 0.1 (not reliable)" in shown
+            and "[bold]" in shown
+        )
 
 
 async def test_release_asks_first():

@@ -6,7 +6,7 @@ from typing import Any
 
 from textual.widgets import Static
 
-from tui.widgets.tables import figure, moment
+from tui.widgets.tables import figure, measured, moment
 
 NAMES = {
     "tstr_auc": "AUC, trained on synthetic",
@@ -54,7 +54,7 @@ def generator(r: dict[str, Any]) -> list[str]:
         f" delta {p['delta']:g}, per {p['unit']}; trust mode {p['trust']}",
     ]
     if r["evaluation"]:
-        out.append("   ".join(f"{NAMES[k]} {figure(v)}" for k, v in r["evaluation"].items() if k in NAMES))
+        out.append("   ".join(f"{NAMES[k]} {measured(v)}" for k, v in r["evaluation"].items() if k in NAMES))
     if gate is not None:
         out.append("gate: " + ("met" if gate["passed"] else "NOT MET"))
         out += [

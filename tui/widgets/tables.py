@@ -31,6 +31,12 @@ def figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
+def measured(figure_: dict[str, Any] | None) -> str:
+    """A figure of an evaluation; one that noise hides says so."""
+    shown = figure(figure_["value"] if figure_ else None)
+    return f"{shown} (not reliable)" if figure_ and not figure_["reliable"] else shown
+
+
 def moment(value: str | None) -> str:
     """An ISO time without its second's fraction and zone."""
     return (value or "–").replace("T", " ")[:19]
@@ -72,7 +78,7 @@ VIEWS = (
             "status": lambda r: r["status"],
             "family": lambda r: r["family"],
             "epsilon": lambda r: figure(r["privacy"]["epsilon"]),
-            "AUC": lambda r: figure((r["evaluation"] or {}).get("tstr_auc")),
+            "AUC": lambda r: measured((r["evaluation"] or {}).get("tstr_auc")),
             "gate": lambda r: "–" if r["gate"] is None else "met" if r["gate"]["passed"] else "not met",
             "made": lambda r: moment(r["created_at"]),
         },

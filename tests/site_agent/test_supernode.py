@@ -1,0 +1,117 @@
+"""Flower's own loop, state and object store, with the SuperNode's calls to the SuperLink played: every message is answered by its own reply."""
+
+import threading
+import time
+
+import pytest
+from flwr.app import ConfigRecord, Message, Metadata, RecordDict
+from flwr.app.error import Error
+from flwr.app.message import make_message
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supernode import start_client_internal as flower
+from flwr.supernode.nodestate import NodeStateFactory
+
+from site_agent import supernode
+
+RUN = 7
+
+
+@pytest.fixture
+def loop(monkeypatch):
+    """The two halves of Flower's loop as the agent runs them, a state and an object store."""
+    for name in ("_push_messages", "_pull_and_store_message"):
+        monkeypatch.setattr(flower, name, getattr(flower, name))  # given back after the test
+    supernode.make_sound()
+    objects = ObjectStoreFactory()
+    return NodeStateFactory(objectstore_factory=objects).state(), objects.store()
+
+
+def put(state, objects, message, *, whole=True):
+    """What Flower does with a message or reply, whose objects may not come."""
+    message.metadata.__dict__["_message_id"] = message.object_id
+    state.store_message(message)
+    objects.preregister(RUN, get_object_tree(message))
+    for name, each in get_all_nested_objects(message).items():
+        if whole or name == message.object_id:
+            objects.put(name, each.deflate())
+    return message
+
+
+def asked(state, objects, text):
+    facts = {
+        "run_id": RUN,
+        "message_id": "",
+        "src_node_id": 1,
+        "dst_node_id": 3,
+        "reply_to_message_id": "",
+        "group_id": "",
+    }
+    facts |= {"created_at": time.time(), "ttl": 60.0, "message_type": "query.step"}
+    message = put(state, objects, make_message(Metadata(**facts), RecordDict({"c": ConfigRecord({"t": text})})))
+    state.get_messages_legacy(is_reply=False)  # the executor has it
+    return message
+
+
+def replied(state, objects, message, text, **more):
+    return put(state, objects, Message(RecordDict({"r": ConfigRecord({"t": text})}), reply_to=message), **more)
+
+
+def sent(state, objects, seconds=5.0):
+    """The texts that one turn of the loop sends; None when it goes on waiting."""
+    out = []
+
+    def send(message, tree, duration):
+        out.append("error" if message.has_error() else message.content["r"]["t"])
+        return {t.object_id for t in [tree, *tree.children]}, "session"
+
+    def push():
+        flower._push_messages(state=state, object_store=objects, send=send, push_object=lambda *all: None)
+
+    turn = threading.Thread(target=push, daemon=True)
+    turn.start()
+    turn.join(seconds)
+    return None if turn.is_alive() else out
+
+
+def test_a_second_reply_to_a_message_never_takes_the_place_of_the_next_ones(loop):
+    first = asked(*loop, "first")
+    replied(*loop, first, "one")
+    assert sent(*loop) == ["one"]
+    put(*loop, Message(Error(code=5, reason="spoken for"), reply_to=first))
+    second = asked(*loop, "second")
+    replied(*loop, second, "two")
+    assert sent(*loop) == ["two"], "and not the second reply to the first, with this one left for later"
+    third = asked(*loop, "third")
+    put(*loop, Message(Error(code=5, reason="spoken for"), reply_to=second))
+    assert sent(*loop, 1.2) is None, "a reply that nobody waits for is no answer to the third"
+    replied(*loop, third, "three")
+    time.sleep(1)
+    assert loop[0].msg_store == {}, "and that one was sent"
+
+
+def test_a_reply_whose_content_does_not_come_is_given_up(loop, monkeypatch):
+    monkeypatch.setattr(supernode, "CONTENT_SECONDS", 0.2)
+    message = asked(*loop, "first")
+    replied(*loop, message, "half", whole=False)
+    assert sent(*loop) == ["half"]
+    second = asked(*loop, "second")
+    replied(*loop, second, "two")
+    assert sent(*loop) == ["two"]
+
+
+def test_it_asks_every_second(loop, monkeypatch):
+    naps, waiting = [], iter([None, None])
+    monkeypatch.setattr(supernode.time, "sleep", naps.append)
+    calls = dict.fromkeys(
+        ["node_config", "get_run", "get_fab", "pull_object", "confirm_message_received", "trusted_entities"]
+    )
+
+    def receive():
+        if (found := next(waiting, 1)) is not None:
+            raise KeyboardInterrupt
+        return found
+
+    with pytest.raises(KeyboardInterrupt):
+        flower._pull_and_store_message(state=loop[0], object_store=loop[1], receive=receive, **calls)
+    assert naps == [1.0, 1.0]
