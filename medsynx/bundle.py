@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from medsynx.errors import MedsynxError
+from medsynx.files import replacing
 from medsynx.study import Study, parse_study
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -114,11 +115,9 @@ def write_bundle(path: Path, files: dict[str, bytes], key_file: Path) -> str:
     envelope.sign(signer)
     statement = json.dumps(envelope.to_dict(), sort_keys=True).encode()
     pem = private.public_key().public_bytes(ser.Encoding.PEM, ser.PublicFormat.SubjectPublicKeyInfo)
-    part = path.with_name(path.name + ".part")
-    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+    with replacing(path) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in {"statement.json": statement, "signer.pem": pem, **files}.items():
             archive.writestr(name, content)
-    part.replace(path)
     return hashlib.sha256(statement).hexdigest()
 
 

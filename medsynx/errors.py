@@ -55,6 +55,10 @@ CODES: dict[str, tuple[int, str]] = {
         38,
         "Take `apart` out of site.yaml: these data sets spend one budget. Or register files that share no patient.",
     ),
+    "patients-lost": (
+        39,
+        "Put the newest back-up of patients.sqlite in its place, or take `apart` out of site.yaml: all data sets then spend one budget.",
+    ),
     # federation (40-49)
     "quorum-lost": (40, "Bring the missing sites back online, or lower `rounds.quorum` in a new study."),
     "federation-unreachable": (41, "Check that the federation's services run and that the port is free."),
@@ -141,7 +145,7 @@ CODES: dict[str, tuple[int, str]] = {
     # what `medsynx site preflight` finds (210-219)
     "key-exposed": (
         210,
-        "Run `chmod 600` on the file as its owner; if others could read it, run `medsynx site rotate`.",
+        "Run `chmod 600` on the file as its owner. If others may have read it: `medsynx site rotate` renews identity.pem and node.key.",
     ),
     "disk-low": (211, "Free some space in the site's folder, or move it."),
     "proxy-unusable": (212, "Correct HTTPS_PROXY, or add the coordinator's host to NO_PROXY."),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from medsynx.files import PRIVATE, replacing
 from medsynx.generators.base import Arrays
 
 
@@ -21,13 +21,8 @@ def write(file: Path, facts: Any, arrays: Arrays) -> None:
         facts: anything JSON-able.
         arrays: by name; none is called ``facts``.
     """
-    part = file.with_name(f"{file.name}.part")
-    part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as out:
+    with replacing(file, PRIVATE) as out:
         np.savez(out, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **arrays)
-        out.flush()
-        os.fsync(out.fileno())
-    part.replace(file)
 
 
 def read(file: Path) -> tuple[Any, Arrays] | None:

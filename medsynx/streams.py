@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from medsynx.errors import MedsynxError
+from medsynx.files import replacing
 
 
 class Tail(io.RawIOBase):
@@ -39,13 +40,9 @@ class Tail(io.RawIOBase):
 
 def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
     """Write a file whole or not at all, whatever stops it. Raises ``disk-full`` with what the disk says."""
-    part = path.with_name(path.name + ".part")
     try:
-        with part.open("wb") as out:
+        with replacing(path) as out:
             out.writelines(chunks)
-        part.replace(path)
     except OSError as error:
         hint = "Choose a folder that exists and has space."
         raise MedsynxError("disk-full", f"{path} cannot be written: {error.strerror}", hint=hint) from None
-    finally:
-        part.unlink(missing_ok=True)

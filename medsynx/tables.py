@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsynx.errors import MedsynxError
+from medsynx.files import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,20 +43,18 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def write_table(path: Path, chunks: Iterable[pd.DataFrame]) -> None:
     """Write chunks of one table to CSV or Parquet, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    if path.suffix.lower() in PARQUET:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    with replacing(path) as out:
+        if path.suffix.lower() in PARQUET:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
 
-        writer = None
-        for chunk in chunks:
-            table = pa.Table.from_pandas(chunk, preserve_index=False, schema=writer.schema if writer else None)
-            writer = writer or pq.ParquetWriter(part, table.schema)
-            writer.write_table(table)
-        if writer:
-            writer.close()
-    else:
-        with part.open("w", encoding="utf-8", newline="") as out:
+            writer = None
+            for chunk in chunks:
+                table = pa.Table.from_pandas(chunk, preserve_index=False, schema=writer.schema if writer else None)
+                writer = writer or pq.ParquetWriter(out, table.schema)
+                writer.write_table(table)
+            if writer:
+                writer.close()
+        else:
             for number, chunk in enumerate(chunks):
                 chunk.to_csv(out, index=False, header=number == 0)
-    part.replace(path)

@@ -207,7 +207,8 @@ def _show_rehearsal(found: dict[str, Any]) -> None:
             "longest step", f"{longest['step']}: {longest['seconds']:.2f} s {late} {found['deadline_seconds']:g} s"
         )
         table.add_row("peak memory", f"{found['peak_mib']:,} MiB, the coordinator's part included")
-        table.add_row("bytes out", f"{found['bytes_out']:,} of {found['planned_bytes']:,} planned")
+        spoken = f", {found['message_bytes']:,} of them messages of secure sums" if found["message_bytes"] else ""
+        table.add_row("bytes out", f"{found['bytes_out']:,}; a run sends up to {found['planned_bytes']:,}{spoken}")
     if spent := found.get("epsilon"):
         figures = f"{spent['spent']:.3g} -> {spent['after']:.3g} of {spent['limit']:g}"
         table.add_row("epsilon of this site's patients", figures)

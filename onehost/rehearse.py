@@ -31,6 +31,7 @@ from site_agent.ledger import Account, Ledger, epsilon_with
 from site_agent.policy import Dataset, Limits, SiteFolder, SitePolicy, check_policy
 from site_agent.quality import examine
 from site_agent.service import SiteService
+from site_agent.traffic import run_bytes
 from strategies.in_process import InProcessFederation
 from strategies.rounds import Progress, Run
 
@@ -62,7 +63,9 @@ def rehearse(
     if study.image:
         pixels = math.prod(study.image.shape) * study.privacy.max_records_per_patient
         count = min(count, MAX_BYTES // (4 * pixels))
-    found |= {"data": data, "planned_bytes": plan.bytes_per_site, "deadline_seconds": study.rounds.deadline_seconds}
+    planned, spoken = run_bytes(study, site.sites if site else tuple)
+    found |= {"data": data, "planned_bytes": planned, "message_bytes": spoken}
+    found["deadline_seconds"] = study.rounds.deadline_seconds
     found |= _attempt(problems, lambda: _play(study, count, watch)) or {}
     found["problems"] = [{"code": p.code, "message": p.message, "hint": p.hint} for p in problems]
     found["exit_status"] = problems[0].exit_status if problems else 0
@@ -80,7 +83,7 @@ def _attempt(problems: list[MedsynxError], call: Callable[[], Any]) -> Any:
 def _forecast(site: SiteFolder, study: Study, dataset: str, plan: Plan, problems: list[MedsynxError]) -> dict[str, Any]:
     """What the site's patients have spent, and would have after one run. Raises what the policy refuses."""
     policy = site.policy()
-    check_policy(policy, study, dataset)
+    check_policy(policy, study, dataset, site.sites)
     account = Account(dataset, split_of(site, dataset, study), partial(policy.share, dataset))
     entries, budget = Ledger(site.path / "ledger.sqlite").chain.entries(), policy.budget
     before, after = (epsilon_with(entries, account, steps, budget.delta) for steps in ((), plan.steps))

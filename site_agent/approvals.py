@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
+from medsynx import files
 from medsynx.errors import MedsynxError
 from medsynx.study import Study, parse_study
 
@@ -77,12 +78,7 @@ class Decisions:
         """Put a decision in the place of the one before; on disk when this returns."""
         self.folder.mkdir(mode=0o700, exist_ok=True)
         target = self.folder / f"{digest}.json"
-        part = target.with_suffix(".part")
-        with part.open("w", encoding="utf-8") as out:
-            out.write(decision.model_dump_json(indent=2))
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(target)
+        files.write(target, decision.model_dump_json(indent=2))
         return target
 
     def find(self, digest: str) -> tuple[Decision, Study | None] | None:

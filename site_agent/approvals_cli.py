@@ -60,8 +60,8 @@ def refuse(
 
 def listing(folder: SiteFolder) -> list[dict[str, Any]]:
     """Every study this site has heard of, one mapping each; figures are None where only a digest is known."""
-    from evaluation.programme import full_plan
     from site_agent.audit import Audit
+    from site_agent.traffic import run_bytes
 
     folder.policy()  # a site at all?
     out = []
@@ -78,7 +78,7 @@ def listing(folder: SiteFolder) -> list[dict[str, Any]]:
                 "name": study.name if study else None,
                 "family": study.family.name if study else None,
                 "epsilon": study.privacy.epsilon if study else None,
-                "bytes": sum(s.bytes for s in full_plan(study)) if study else None,
+                "bytes": run_bytes(study, folder.sites)[0] if study else None,
                 "dataset": decision.dataset if decision else None,
                 "by": decision.by if decision else None,
                 "at": decision.at.isoformat() if decision else asked.get(digest),

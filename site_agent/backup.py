@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 import sqlite3
 import tarfile
 import tempfile
 from pathlib import Path
 
 from medsynx.errors import MedsynxError
+from medsynx.files import PRIVATE, replacing
 from site_agent.policy import SiteFolder
 
 BOOKS = ("ledger.sqlite", "audit.sqlite", "patients.sqlite")
@@ -27,7 +27,7 @@ def write_backup(site: Path, file: Path) -> int:
     SiteFolder(site).policy()
     if file.exists():
         raise MedsynxError("file-exists", f"{file} exists")
-    part, owner = file.with_name(file.name + ".part"), site.stat()
+    owner = site.stat()
 
     def owned(entry: tarfile.TarInfo) -> tarfile.TarInfo:
         """Belongs to whom the folder belongs to, whoever makes the back-up; by number, for names differ between machines."""
@@ -35,10 +35,7 @@ def write_backup(site: Path, file: Path) -> int:
         return entry
 
     try:
-        with (
-            os.fdopen(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as out,
-            tarfile.open(fileobj=out, mode="w") as tar,
-        ):
+        with replacing(file, PRIVATE) as out, tarfile.open(fileobj=out, mode="w") as tar:
             for name in (n for n in BOOKS if (site / n).exists()):
                 data = _snapshot(site / name, file.parent)
                 entry = tarfile.TarInfo(name)
@@ -48,14 +45,8 @@ def write_backup(site: Path, file: Path) -> int:
                 if path.exists():
                     tar.add(path, path.name, filter=owned)
             count = len(tar.getmembers())
-            tar.close()
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(file)
     except OSError as error:
         raise MedsynxError("disk-full", f"{file} cannot be written: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)
     return count
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from site_agent import clock
 from site_agent.chain import Entry
 from site_agent.ledger import Account, Ledger, spent_in
+from site_agent.patients import PatientBook
 from site_agent.policy import SiteFolder, SitePolicy
 
 POINTS = 60  #: of a curve; each is an accounting of its own
@@ -25,7 +26,7 @@ def summary(folder: SiteFolder) -> dict[str, Any]:
         "limit": budget.epsilon,
         "spent": {n: spent_in(entries, account(policy, n), budget.delta) for n in names(policy, entries)},
         "runs": _runs(policy, entries),
-        "warnings": warnings(ledger, entries),
+        "warnings": warnings(ledger, entries) + _lost(folder, ledger),
         "entries": entries,
     }
 
@@ -57,6 +58,11 @@ def warnings(ledger: Ledger, entries: list[Entry]) -> list[str]:
             "this ledger lacks entries that its witness holds, or has none: nothing is answered until it is acknowledged"
         )
     return out
+
+
+def _lost(folder: SiteFolder, ledger: Ledger) -> list[str]:
+    lacking = PatientBook(folder.path / "patients.sqlite", ledger.chain).lacking()
+    return [f"patients.sqlite lacks patients of {', '.join(lacking)}: these cannot be apart"] if lacking else []
 
 
 def _runs(policy: SitePolicy, entries: list[Entry]) -> list[dict[str, Any]]:

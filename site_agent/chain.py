@@ -83,7 +83,7 @@ class Chain:
             rows = self._verified(db)
             lag = self.witness.lag(rows)
             if lag is None:
-                raise self._older()
+                raise older(self.path)
             if check:
                 check(_entries(rows))
             added = self._insert(db, rows, body)
@@ -122,13 +122,6 @@ class Chain:
         with self.witness.held(), self._open() as db:
             return self.witness.lag(self._verified(db)) is None
 
-    def _older(self) -> MedsynxError:
-        return MedsynxError(
-            "ledger-broken",
-            f"{self.path.name} lacks entries that were written before: it was restored, or its witness is gone",
-            hint="Put the newest copy in place if there is one, then run `medsynx site acknowledge`.",
-        )
-
     def _insert(self, db: sqlite3.Connection, rows: list[Row], body: Entry) -> Row:
         now = clock.read()
         at = now.wall.isoformat(timespec="milliseconds")
@@ -146,6 +139,15 @@ class Chain:
                 raise MedsynxError("ledger-broken", f"{self.path.name}: entry {number} is not the one that was written")
             previous = digest
         return rows
+
+
+def older(chain: Path) -> MedsynxError:
+    """A chain that is not the one its witness knows."""
+    return MedsynxError(
+        "ledger-broken",
+        f"{chain.name} lacks entries that were written before: it was restored, or its witness is gone",
+        hint="Put the newest copy in place if there is one, then run `medsynx site acknowledge`.",
+    )
 
 
 def _entries(rows: list[Row]) -> list[Entry]:

@@ -89,19 +89,21 @@ def check(
     from site_agent.datasets import load_dataset
     from site_agent.policy import SiteFolder, check_policy
     from site_agent.quality import examine, lines
+    from site_agent.traffic import run_bytes
 
     folder, manifest = SiteFolder(dir), load_study(study)
     refuse_marks(study)
     policy = folder.policy()
-    check_policy(policy, manifest, dataset)
+    check_policy(policy, manifest, dataset, folder.sites)
     with on_screen():
         table = load_dataset(folder, dataset, manifest, strict=strict)
     table.require(policy.limits.minimum_patients)
     held = folder.decisions.find(manifest.digest)
     if held is None or held[0].status == "pending":
         folder.decisions.keep(manifest.digest, pending(manifest, dataset))
-    found = examine(table, manifest)
-    typer.echo(json.dumps(found) if as_json else "\n".join(lines(found)))
+    planned, spoken = run_bytes(manifest, folder.sites)
+    found = {**examine(table, manifest), "planned_bytes": planned, "message_bytes": spoken}
+    typer.echo(json.dumps(found) if as_json else "\n".join([*lines(found), f"a run sends up to {planned:,} bytes"]))
 
 
 @app.command()

@@ -25,7 +25,7 @@ from medsynx.plan import PricedStep, Step
 from medsynx.privacy import share_std
 from medsynx.secure_sum.noise import discrete_gaussian
 from medsynx.secure_sum.ring import RING, Residues
-from medsynx.secure_sum.terms import Terms, roster_digest
+from medsynx.secure_sum.terms import EXCHANGES, Terms, refused, roster_digest
 from medsynx.study import Study
 from medsynx.wire import Reply, Request
 from site_agent.audit import Audit
@@ -35,6 +35,7 @@ from site_agent.ingest import LocalTable
 from site_agent.ledger import Account, Budget, Ledger
 from site_agent.patients import PatientBook
 from site_agent.policy import Approval, SiteFolder, SitePolicy, check_policy, check_traffic
+from site_agent.traffic import step_bytes
 
 _KEY = object()
 Mask = Callable[[Residues], Residues]
@@ -75,7 +76,7 @@ class Door:
         self.folder, self.simulated = folder, simulated
         self.ledger = Ledger(folder.path / "ledger.sqlite")
         self.audit = Audit(folder.path / "audit.sqlite")
-        self.patients = PatientBook(folder.path / "patients.sqlite")
+        self.patients = PatientBook(folder.path / "patients.sqlite", self.ledger.chain)
 
     def admit(self, digest: str, run: str, step: str, *, masked: bool = False) -> Permit:
         """Reserve a step of an approved study. ``masked``: its cargo is going to leave under a mask.
@@ -84,7 +85,7 @@ class Door:
             MedsynxError: ``study-not-approved``, ``policy-refused``, ``step-not-planned``, ``step-replayed``, ``budget-exceeded``.
         """
         with self.audited(digest, run, step):
-            approval, policy = self._approved(digest, step)
+            approval, policy = self._approved(digest, self._ahead(step, "vector" if masked else ""))
             study, budget, plan = approval.study, policy.budget, priced_plan(approval.study)
             if policy.testing_without_noise:  # what leaves then is charged as what it is: epsilon without end, for good
                 plan, budget = plan.without_noise(), Budget(math.inf, budget.delta)
@@ -100,15 +101,19 @@ class Door:
             self.ledger.reserve(account, digest, run, priced, plan, budget)
             return Permit(study, approval.dataset, run, priced, not policy.testing_without_noise, masked, split)
 
-    def terms(self, digest: str, run: str, step: str) -> Terms:
+    def terms(self, digest: str, run: str, step: str, exchange: str) -> Terms:
         """The terms under which this site takes part in a secure sum: all from its own files. Reserves nothing.
+
+        The bytes of this exchange and of all after it must be allowed to leave, so that a sum which cannot end does not begin.
 
         Raises:
             MedsynxError: as :meth:`admit`, and ``roster-mismatch`` when the roster is not the one the study was approved under or this site is not
                 in it.
         """
         with self.audited(digest, run, step):
-            approval, policy = self._approved(digest, None)
+            if exchange not in EXCHANGES:
+                raise refused("no such exchange")
+            approval, policy = self._approved(digest, self._ahead(step, exchange))
             study = approval.study
             planned = [s for s in full_plan(study) if s.name == step]  # priced when a vector is asked for
             if not planned:
@@ -130,7 +135,8 @@ class Door:
         """
         digest, run, step = request.study_digest, request.run, request.step
         with self.audited(digest, run, step):
-            self._approved(digest, step if reply.arrays else None)
+            size = sum(a.nbytes for a in reply.arrays.values()) + (len(reply.said) if reply.message else 0)
+            self._approved(digest, lambda study: size)
             left: list[dict[str, Any]] = []
             if reply.message:
                 left.append({"exchange": request.exchange, "sha256": hashlib.sha256(reply.said).hexdigest()})
@@ -151,15 +157,18 @@ class Door:
             self.audit.refused(digest, run, step, refusal.code)
             raise
 
-    def _approved(self, digest: str, step: str | None = None) -> tuple[Approval, SitePolicy]:
-        """The approval of this digest, if the policy still allows its study, at this hour, and so many bytes (those of ``step``, if any) to leave."""
+    def _ahead(self, step: str, exchange: str) -> Callable[[Study], int]:
+        """What leaves from this exchange of a study's step to its end."""
+        return lambda study: sum(step_bytes(s, self.folder.sites, exchange) for s in full_plan(study) if s.name == step)
+
+    def _approved(self, digest: str, asked: Callable[[Study], int]) -> tuple[Approval, SitePolicy]:
+        """The approval of this digest, if the policy still allows its study, at this hour, and as many bytes as are asked for to leave."""
         approval, policy = self.folder.approval(digest), self.folder.policy()
-        check_policy(policy, approval.study, approval.dataset)
-        asked = sum(s.bytes for s in full_plan(approval.study) if s.name == step) if step else 0
+        check_policy(policy, approval.study, approval.dataset, self.folder.sites)
         spent, left = self.ledger.chain.entries(), self.audit.chain.entries()
         if not spent and any(e["kind"] == "released" for e in left):  # a missing ledger would begin at zero
             raise MedsynxError("ledger-broken", "the audit log knows of cargo that the ledger does not")
-        check_traffic(policy.limits, spent, left, digest, asked)
+        check_traffic(policy.limits, spent, left, digest, asked(approval.study))
         return approval, policy
 
     def identify(self, permit: Permit, table: LocalTable) -> None:
@@ -167,7 +176,7 @@ class Door:
 
         Raises:
             MedsynxError: ``patients-shared`` when it was to have a budget of its own, or others were, and it shares patients with them;
-                ``table-unreadable`` when it changed since the step was admitted.
+                ``patients-lost`` when that cannot be told; ``table-unreadable`` when it changed since the step was admitted.
         """
         if split_of(self.folder, permit.dataset, permit.study) != permit.split:
             raise MedsynxError("table-unreadable", f"data set {permit.dataset} changed while a step was going on")

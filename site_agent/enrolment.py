@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import serialization as ser
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from medsynx import files
 from medsynx.errors import MedsynxError
 from medsynx.keys import make_node_key, make_secret, read_secret
 from medsynx.membership import Asked, Join, Keys, Settings, decode, token_digest
@@ -53,9 +54,7 @@ class Enrolment(BaseModel):
 
     def keep(self, folder: Path) -> None:
         """Write it, whole or not at all."""
-        part = folder / f"{RECORD}.part"
-        part.write_text(self.model_dump_json(indent=1), "utf-8")
-        part.replace(folder / RECORD)
+        files.write(folder / RECORD, self.model_dump_json(indent=1))
 
 
 def pinned(url: str, fingerprint: str) -> str:
@@ -95,7 +94,7 @@ def enrol(folder: SiteFolder, url: str, token: str, fingerprint: str) -> Setting
         )
     except ValidationError:
         raise MedsynxError("server-unwell", "the server named no SuperLink") from None
-    (path / CA).write_text(ca, "utf-8")
+    files.write(path / CA, ca)
     if not (path / SECRET).exists():  # an agent that runs knows it
         make_secret(path / SECRET)
     record.keep(path)

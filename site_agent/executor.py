@@ -17,15 +17,20 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.app.error import Error
+from flwr.app.message import remove_content_from_message
 from flwr.cli.build import build_fab_from_disk
 from flwr.common.constant import ErrorCode, SubStatus
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.auth import load_superexec_auth_secret
 from flwr.supercore.constant import TaskType
@@ -51,6 +56,7 @@ CHILD_SECONDS = 3600  #: a worker that takes longer is killed; its step stays ch
 #: Children at once. One may hang for a minute: the objects of a message never come when its run was ended while they were on their way, and a run
 #: that was started again must not wait for that.
 TASKS = 8
+MOST_OF_A_HEAD = 2**16  #: bytes; a message without its content takes some hundred
 PR_SET_PDEATHSIG = 1
 
 
@@ -72,13 +78,32 @@ def _client(address: str, token: str) -> RuntimeHttpClient:
     )
 
 
-def run_task(address: str, token: str, own_hash: str) -> None:
+@dataclass(frozen=True)
+class Task:
+    """A task that a child has. ``note`` is a file in memory for both: the message's head, once the child has pulled it."""
+
+    token: str
+    note: int
+
+    @staticmethod
+    def taken(token: str) -> Task:
+        """A task of which nothing is known yet."""
+        return Task(token, os.memfd_create("task"))
+
+    def message(self) -> Message | None:
+        """The message without content, if it was pulled."""
+        head = os.pread(self.note, MOST_OF_A_HEAD, 0)
+        return message_from_proto(ProtoMessage.FromString(head)) if head else None
+
+
+def run_task(address: str, task: Task, own_hash: str) -> None:
     """Inside the child: pull one task, have it answered by a process of its own, and say so when that one failed or was killed.
 
     A failure is told by its code alone, and at once: the coordinator need not wait for its deadline, nor the SuperNode for heartbeats.
     """
-    client = _client(address, token)
+    client = _client(address, task.token)
     message, context, run, fab = pull_task_input(client)
+    os.pwrite(task.note, message_to_proto(remove_content_from_message(message)).SerializeToString(), 0)
     received = hashlib.sha256(fab.content).hexdigest()
     error, reason = ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "site-failed"
     if received != run.fab_hash or received != own_hash:
@@ -86,15 +111,30 @@ def run_task(address: str, token: str, own_hash: str) -> None:
         error, reason = ErrorCode.INVALID_FAB, "app not installed at this site"
         answered = False
     else:
-        worker = _forked(lambda: _answer(_client(address, token), message, context))
+        worker = _forked(lambda: _answer(_client(address, task.token), message, context))
         heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
         heartbeat.start()
         answered = _wait(worker, CHILD_SECONDS)
         heartbeat.stop()
-    if not answered:
-        push_message(client, Message(Error(code=error, reason=reason), reply_to=message), context)
-    push_task_output(client, context, SubStatus.COMPLETED if answered else SubStatus.FAILED, "" if answered else reason)
+    if answered:
+        push_task_output(client, context, SubStatus.COMPLETED, "")
+    else:
+        _fail(client, message, context, error, reason)
     client.close()
+
+
+def speak_for(address: str, task: Task) -> None:
+    """Inside a child: what another one that was killed would have said of its task, had it outlived its worker."""
+    if message := task.message():
+        client, said = _client(address, task.token), message.metadata
+        context = Context(said.run_id, said.dst_node_id, {}, RecordDict(), {})
+        _fail(client, message, context, ErrorCode.CLIENT_APP_CRASHED, "site-failed")
+        client.close()
+
+
+def _fail(client: RuntimeHttpClient, message: Message, context: Context, error: int, reason: str) -> None:
+    push_message(client, Message(Error(code=error, reason=reason), reply_to=message), context)
+    push_task_output(client, None, SubStatus.FAILED, reason)
 
 
 def _answer(client: RuntimeHttpClient, message: Message, context: Context) -> None:
@@ -155,19 +195,34 @@ def serve(site_dir: Path, address: str, secret_file: Path) -> None:
         ],
     )
     log.info("ready: site %s, app %s", site_dir.name, own_hash[:16])
-    children: set[int] = set()
+    children: dict[int, Task] = {}
     while True:
         answer: Any = None
-        children = {child for child in children if os.waitpid(child, os.WNOHANG) == (0, 0)}
+        for child, failed in _ended(children).items():
+            task = children.pop(child)
+            if failed:
+                log.error("the process of a task was killed or failed")
+                _forked(partial(speak_for, address, task))
+            os.close(task.note)
         try:
             if len(children) < TASKS:
                 answer = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
         except Exception as away:  # the SuperNode is starting, restarting or gone; the supervisor restarts it
             log.debug("no SuperNode: %s", type(away).__name__)
         if answer is not None and answer.token:
-            children.add(_forked(partial(run_task, address, answer.token, own_hash)))
+            task = Task.taken(answer.token)
+            children[_forked(partial(run_task, address, task, own_hash))] = task
         else:
             time.sleep(POLL_SECONDS)
+
+
+def _ended(children: Collection[int]) -> dict[int, bool]:
+    """Children that have ended, and whether badly. Others that have ended are let go."""
+    out = {}
+    with suppress(ChildProcessError):  # no child is left
+        while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+            out[ended[0]] = ended[1] != 0
+    return {child: failed for child, failed in out.items() if child in children}
 
 
 def _heavy(folder: SiteFolder) -> list[str]:

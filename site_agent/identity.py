@@ -16,6 +16,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization as ser
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from medsynx import files
 from medsynx.errors import MedsynxError
 from medsynx.keys import read_secret
 
@@ -50,9 +51,8 @@ def public_identity(folder: Path) -> bytes:
 
 def write_roster(folder: Path, roster: Mapping[str, bytes]) -> None:
     """Install everybody's public identities, this site's among them. Studies approved under another roster must be approved again."""
-    part = folder / f"{ROSTER}.part"
-    part.write_text(json.dumps({s: base64.b64encode(k).decode() for s, k in sorted(roster.items())}, indent=1), "utf-8")
-    part.replace(folder / ROSTER)
+    named = {s: base64.b64encode(k).decode() for s, k in sorted(roster.items())}
+    files.write(folder / ROSTER, json.dumps(named, indent=1))
 
 
 def fingerprint(key: bytes) -> str:

@@ -21,6 +21,7 @@ from medsynx.errors import MedsynxError
 from medsynx.generators.base import ImagePatients
 from medsynx.image_spec import ImageSpec
 from medsynx.study import Study
+from site_agent.image_readers import NOT_FINITE
 from site_agent.ingest import LocalTable, Lots, draw_lots
 
 MAX_BYTES = 2**31  #: of each array of a file, as stored and as loaded
@@ -75,12 +76,13 @@ def _check_header(path: Path, name: str, archive: zipfile.ZipFile, entry: zipfil
 def prepare_images(raw: Raw, study: Study, key: bytes, *, strict: bool = False) -> LocalTable:
     """Scale, label, cap and split a site's images.
 
-    Images without a label or with one the study lacks are left out and counted; a class without images is no error.
+    Images without a label, with one the study lacks or with pixels that are no finite numbers are left out and counted; a class without images is no
+    error. Whether an image is left out follows from it alone and before anybody's images are capped, so that it moves no other patient.
 
     Args:
         raw: as from :func:`read_images`.
         key: the site's secret.
-        strict: refuse strange and absent labels, and patients with more images than the study's cap.
+        strict: refuse such images, and patients with more of them than the study's cap.
 
     Raises:
         MedsynxError: ``images-unreadable``, ``column-missing``, ``table-empty``, ``value-not-finite``, ``level-unknown``, ``patient-duplicate``.
@@ -99,6 +101,11 @@ def prepare_images(raw: Raw, study: Study, key: bytes, *, strict: bool = False) 
     at = np.flatnonzero(code >= 0)
     if not len(at):
         raise MedsynxError("table-empty", "no image has a label of the study", hint="See `image.classes` of the study.")
+    labelled, at = len(at), at[_finite(images, at)]
+    if unfit := labelled - len(at):
+        left_out[NOT_FINITE] = unfit
+        if strict or not len(at):
+            raise MedsynxError("value-not-finite", f"{unfit} of {count} images: {NOT_FINITE}")
     own = None if ids is None else [ids[i] for i in at]
     # A record's text names its patient where nothing else does: it is what the file says, so that no study's order of classes moves a patient from
     # one part to another. The patient is in it since which of their images are kept must not depend on others who have the same image.
@@ -135,18 +142,23 @@ def scale(images: NDArray[Any], spec: ImageSpec) -> tuple[NDArray[np.float32], i
     """
     check_room(len(images), spec)
     height, width, channels = spec.shape
-    out, clipped, infinite = np.empty((len(images), channels, height, width), np.float32), 0, 0
+    out, clipped = np.empty((len(images), channels, height, width), np.float32), 0
     for start in range(0, len(images), CHUNK):
-        chunk = images[start : start + CHUNK].astype(np.float32)
-        infinite += int((~np.isfinite(chunk)).any(axis=(1, 2, 3)).sum())
-        if not infinite:
-            out[start : start + CHUNK], outside = to_unit(chunk, spec)
-            clipped += outside
-    if infinite:
-        raise MedsynxError(
-            "value-not-finite", f"{infinite} of {len(images)} images hold pixels that are not finite numbers"
-        )
+        out[start : start + CHUNK], outside = to_unit(images[start : start + CHUNK].astype(np.float32), spec)
+        clipped += outside
     return out, clipped
+
+
+def _finite(images: NDArray[Any], at: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of these images hold finite numbers only, as float32 too."""
+    if images.dtype.kind != "f":
+        return np.ones(len(at), bool)
+    out = np.empty(len(at), bool)
+    with np.errstate(over="ignore"):
+        for start in range(0, len(at), CHUNK):
+            chunk = images[at[start : start + CHUNK]].astype(np.float32)
+            out[start : start + CHUNK] = np.isfinite(chunk).all(axis=(1, 2, 3))
+    return out
 
 
 def to_unit(images: NDArray[np.float32], spec: ImageSpec) -> tuple[NDArray[np.float32], int]:

@@ -33,7 +33,8 @@ def enrol(
     except (OSError, UnicodeDecodeError):
         raise MedsynxError("invite-invalid", f"{token_file} cannot be read") from None
     told = enrol(SiteFolder(dir), url, token, ca_fingerprint)
-    typer.echo(f"site {told.site} is enrolled ({told.site_id}); others so far: {', '.join(told.roster) or 'none'}")
+    others = ", ".join(s for s in told.roster if s != told.site) or "none"
+    typer.echo(f"site {told.site} is enrolled ({told.site_id}); others so far: {others}")
     typer.echo(f"identity {fingerprint(public_identity(dir))}")
 
 
@@ -71,7 +72,10 @@ def roster(
     folder = SiteFolder(dir)
     keys, mine = read_roster(file) if file else fetch_roster(folder), folder.policy().site
     if keys.get(mine) != public_identity(dir):
-        raise MedsynxError("roster-mismatch", f"{file or 'the roster'} does not hold this site's own identity")
+        hint = "Put the line that `medsynx site identity` prints here into it, and have it sent to every site anew."
+        raise MedsynxError(
+            "roster-mismatch", f"{file or 'the roster'} does not hold this site's own identity", hint=hint
+        )
     before = read_roster(dir / ROSTER) if (dir / ROSTER).exists() else {}
     for site, mark in compared(keys, before).items():
         typer.echo(f"  {site}  {fingerprint(keys.get(site) or before[site])}  {mark}".rstrip())
@@ -153,8 +157,19 @@ def run(dir: Folder) -> None:
 
 
 def health(dir: Folder) -> None:
-    """Say whether this site's agent runs, all of it; for health checks of containers and monitoring."""
+    """Say whether this site's agent runs, all of it, and how its books are; for health checks of containers and monitoring.
+
+    Shows when it last answered, what it last refused, and which approvals end within 14 days. Not well: 220 (agent) or 35 (ledger or audit log).
+    """
+    from site_agent.condition import Condition
+    from site_agent.policy import SiteFolder
     from site_agent.pulse import check
 
+    folder = SiteFolder(dir)
+    folder.policy()
+    found = Condition.of(folder)
+    typer.echo("\n".join(found.lines()))
     check(dir)
+    if found.trouble:
+        raise found.trouble
     typer.echo("the agent runs")

@@ -18,7 +18,6 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from evaluation.programme import full_plan
 from medsynx.errors import MedsynxError
 from medsynx.generators import families_of
 from medsynx.keys import read_secret
@@ -30,6 +29,7 @@ from site_agent.audit import Audit, sent
 from site_agent.chain import Entry
 from site_agent.identity import KEY, ROSTER, make_identity, read_roster
 from site_agent.ledger import Budget
+from site_agent.traffic import Sites, run_bytes
 
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -103,7 +103,7 @@ class Limits(BaseModel):
 
     Attributes:
         hours: when the site answers; at all hours when absent.
-        bytes_per_day: what may leave in any 24 hours, cargo and messages together; no limit when absent.
+        bytes_per_day: what may leave in any 24 hours, cargo and messages together, asked for before it is made; no limit when absent.
         bytes_per_study: what may ever leave for one study, all its runs together.
         approvers: who may approve a study: names of accounts of this machine, or what they give as ``--by``. Nobody when empty.
     """
@@ -201,6 +201,10 @@ class SiteFolder:
             raise MedsynxError("policy-refused", f"{file} must exist with mode 0600")
         return read_secret(file)
 
+    def sites(self) -> tuple[str, ...]:
+        """The sites of the roster; none before there is one. Raises ``roster-mismatch`` for one that cannot be read."""
+        return tuple(read_roster(self.path / ROSTER)) if (self.path / ROSTER).exists() else ()
+
     @property
     def decisions(self) -> Decisions:
         """The privacy officer's decisions."""
@@ -218,7 +222,7 @@ class SiteFolder:
                 when it cannot be written to the audit log.
         """
         policy = self.policy()
-        check_policy(policy, study, dataset)
+        check_policy(policy, study, dataset, self.sites)
         check_approver(policy, by or me())
         roster = roster_digest(read_roster(self.path / ROSTER)) if (self.path / ROSTER).exists() else None
         decision = approved(study, dataset, roster, by, expires)
@@ -270,8 +274,12 @@ class SiteFolder:
         return Approval(study, decision.dataset, decision.roster, decision.by)
 
 
-def check_policy(policy: SitePolicy, study: Study, dataset: str) -> None:
-    """Raise ``policy-refused`` with the first rule a study breaks. Looks at no record."""
+def check_policy(policy: SitePolicy, study: Study, dataset: str, sites: Sites) -> None:
+    """Raise ``policy-refused`` with the first rule a study breaks. Looks at no record.
+
+    Args:
+        sites: gives the names in the roster, which say how long the messages of a secure sum are.
+    """
     limits, asked = policy.limits, families_of(study.family)
     rules = [
         (dataset in policy.datasets, f"data set {dataset} is not registered"),
@@ -290,8 +298,7 @@ def check_policy(policy: SitePolicy, study: Study, dataset: str) -> None:
         (study.privacy.delta <= limits.delta, f"delta {study.privacy.delta:g} is above {limits.delta:g}"),
     ]
     if limits.bytes_per_study is not None:
-        leaves = sum(s.bytes for s in full_plan(study))
-        limit = limits.bytes_per_study
+        leaves, limit = run_bytes(study, sites)[0], limits.bytes_per_study
         rules.append((leaves <= limit, f"a run sends up to {leaves:,} bytes, the limit is {limit:,} a study"))
     for kept, message in rules:
         if not kept:
@@ -309,6 +316,19 @@ def check_approver(policy: SitePolicy, by: str) -> None:
         )
 
 
+def check_clock(ledger: list[Entry], audit: list[Entry]) -> clock.Reading:
+    """Both clocks now. Raises ``policy-refused`` while the wall clock is behind the site's own records: nothing is answered then."""
+    now = clock.read()
+    late = max(clock.behind(ledger, now), clock.behind(audit, now))
+    if late > clock.TOLERANCE:
+        raise MedsynxError(
+            "policy-refused",
+            f"the clock is {late.total_seconds():,.0f} seconds behind the site's own records",
+            hint="Set the clock right; if the records are wrong, run `medsynx site acknowledge`.",
+        )
+    return now
+
+
 def check_traffic(limits: Limits, ledger: list[Entry], audit: list[Entry], study: str, asked: int) -> None:
     """Raise ``policy-refused`` when the site does not answer now: out of hours, a clock set back, or more bytes than may leave.
 
@@ -318,14 +338,7 @@ def check_traffic(limits: Limits, ledger: list[Entry], audit: list[Entry], study
         study: digest of the study asked for.
         asked: bytes that are about to leave.
     """
-    now = clock.read()
-    late = max(clock.behind(ledger, now), clock.behind(audit, now))
-    if late > clock.TOLERANCE:
-        raise MedsynxError(
-            "policy-refused",
-            f"the clock is {late.total_seconds():,.0f} seconds behind the site's own records",
-            hint="Set the clock right; if the records are wrong, run `medsynx site acknowledge`.",
-        )
+    now = check_clock(ledger, audit)
     if limits.hours is not None and not limits.hours.open(now.wall):
         raise MedsynxError("policy-refused", "the site does not answer at this hour")
     since = (now.wall - timedelta(days=1)).isoformat()

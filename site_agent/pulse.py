@@ -3,26 +3,49 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from medsynx.errors import MedsynxError
-from medsynx.processes import Supervisor
+from medsynx.processes import Service, Supervisor
+from site_agent.condition import Condition
+from site_agent.policy import SiteFolder
 
 FILE = "agent.prom"
 EVERY_SECONDS, STALE_SECONDS = 5.0, 30.0
+LOOK_SECONDS = 60.0  #: between two looks at the books
 
 
-def beat(site: Path, supervisor: Supervisor) -> None:
+class Pulse:
+    """What the agent of a site tells of itself."""
+
+    def __init__(self, folder: SiteFolder) -> None:
+        self.folder, self.looked, self.seen = folder, -LOOK_SECONDS, list[str]()
+
+    def beat(self, supervisor: Supervisor) -> None:
+        """Write it, with what the last look at the books has shown."""
+        if time.monotonic() - self.looked >= LOOK_SECONDS:
+            self.looked, self.seen = time.monotonic(), Condition.of(self.folder).metrics()
+        beat(self.folder.path, supervisor, self.seen)
+
+
+def beat(site: Path, supervisor: Supervisor, more: Sequence[str] = ()) -> None:
     """Write which parts of the agent are up, and how often each was started again."""
     lines = ["# TYPE medsynx_site_seen_seconds gauge", f"medsynx_site_seen_seconds {time.time():.0f}"]
     lines.append("# TYPE medsynx_site_part_up gauge")
     parts = supervisor.services.items()
-    lines += [f'medsynx_site_part_up{{part="{n}"}} {int(s.process.poll() is None)}' for n, s in parts]
+    lines += [f'medsynx_site_part_up{{part="{n}"}} {int(_up(s))}' for n, s in parts]
     lines.append("# TYPE medsynx_site_part_restarts_total counter")
     lines += [f'medsynx_site_part_restarts_total{{part="{n}"}} {s.restarts}' for n, s in parts]
-    part = site / f"{FILE}.part"
-    part.write_text("\n".join(lines) + "\n", "utf-8")
+    part = site / f"{FILE}.part"  # old in a few seconds: not worth waiting for the disk, as medsynx.files does
+    part.write_text("\n".join([*lines, *more]) + "\n", "utf-8")
     part.replace(site / FILE)
+
+
+def _up(part: Service) -> bool:
+    """Whether a part runs, and is not one that ends again and again: a SuperNode does, some seconds after its start, while it is not let in."""
+    steady = not part.restarts or time.monotonic() - part.started >= STALE_SECONDS
+    return part.process.poll() is None and steady
 
 
 def check(site: Path) -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from medsynx.errors import MedsynxError
 from medsynx.flower_processes import SITE, flower_env
+from medsynx.keys import make_secret, read_secret
 from medsynx.processes import Supervisor, alone, free_port
 from site_agent.enrolment import CA, NODE_KEY, SECRET, Enrolment, read_node_key
+from site_agent.identity import identity
 from site_agent.policy import SiteFolder
-from site_agent.pulse import EVERY_SECONDS, beat
+from site_agent.pulse import EVERY_SECONDS, Pulse
 
 TEND_SECONDS = 1.0
+NOT_LET_IN = "[code: 2004]"  #: Flower's, for a key that is not registered or counts as online already
 Started = tuple[list[str], dict[str, str]]  #: command and environment
 
 
@@ -44,6 +48,10 @@ def run(folder: SiteFolder, tell: Callable[[str], None]) -> None:
     folder.policy()
     record, port = Enrolment.present(path), free_port()
     read_node_key(path / NODE_KEY)
+    folder.key(), identity(path)
+    if not (path / SECRET).exists():  # it is between this machine's two processes alone
+        make_secret(path / SECRET)
+    read_secret(path / SECRET)
     with (
         alone(path / "run.lock", MedsynxError("already-running", f"the agent of {path} runs already")),
         Supervisor() as supervisor,
@@ -56,18 +64,17 @@ def run(folder: SiteFolder, tell: Callable[[str], None]) -> None:
             supervisor.start(name, command, path / "logs" / f"{name}.log", env, restart=True)
         tell(f"site {record.site} runs; outwards to {record.superlink}; logs in {path / 'logs'}")
         key, told = _print(path), dict.fromkeys(parts, 0)
-        seen = -EVERY_SECONDS
+        pulse, seen = Pulse(folder), -EVERY_SECONDS
         while True:
             supervisor.tend()
             if time.monotonic() - seen >= EVERY_SECONDS:
-                with suppress(OSError):  # no room: the health check goes stale, the agent goes on
-                    beat(path, supervisor)
+                with suppress(OSError, sqlite3.Error):  # no room: the health check goes stale, the agent goes on
+                    pulse.beat(supervisor)
                 seen = time.monotonic()
             for name, service in supervisor.services.items():
                 if service.died is not None and told[name] == service.restarts:
                     told[name] += 1
-                    last = (supervisor.tail(name, 1) or ["nothing in its log"])[0]
-                    tell(f"{name} ended ({last.strip()[:160]}); again in {service.pause:.0f} s")
+                    tell(f"{name} ended ({why(supervisor.tail(name, 20))}); again in {service.pause:.0f} s")
             if Enrolment.of(path).left_at:
                 tell(f"site {record.site} has left the federation")
                 return
@@ -76,6 +83,15 @@ def run(folder: SiteFolder, tell: Callable[[str], None]) -> None:
                 tell("new node key")
                 supervisor.services["supernode"].process.terminate()
             time.sleep(TEND_SECONDS)
+
+
+def why(log: Sequence[str]) -> str:
+    """What the last lines of a log say of an end: Flower's reason, where it gives one."""
+    ends = [k for k, line in enumerate(log) if "Exit Code:" in line]
+    given = log[ends[-1] + 1 :] if ends else log[-1:]
+    if any(NOT_LET_IN in line for line in given):
+        return "the coordinator does not let this key in: the same site runs elsewhere, was stopped less than a minute ago, or is enrolled no longer"
+    return " ".join(line.strip() for line in given[:2])[:160] or "nothing in its log"
 
 
 def _print(path: Path) -> bytes:

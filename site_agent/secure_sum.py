@@ -24,6 +24,7 @@ from medsynx.wire import Reply
 from site_agent.audit import Audit
 from site_agent.identity import identity
 from site_agent.policy import SiteFolder
+from site_agent.traffic import message_bytes
 
 KEEP_SECONDS = 86_400  #: an abandoned session's secrets live no longer
 DONE = json.dumps({"stage": "done"})
@@ -57,8 +58,6 @@ class SecureSums:
             "confirm": lambda s: s.confirm(told, sign),
             "unmask": lambda s: s.unmask(told),
         }
-        if exchange not in calls:
-            raise refused("no such exchange")
         message = self._advance(terms, calls[exchange])
         self._note(terms, exchange, message)
         return message
@@ -72,6 +71,8 @@ class SecureSums:
 
     def _note(self, terms: Terms, exchange: str, message: Message) -> None:
         raw = Reply(message=message).said
+        if len(raw) > message_bytes(exchange, terms.roster):  # more than was asked for
+            raise refused("the message is longer than such a message can be")
         self.audit.message(terms.study, terms.run, terms.step, exchange, len(raw), hashlib.sha256(raw).hexdigest())
 
     def close(self) -> int:

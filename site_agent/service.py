@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from evaluation.programme import evaluation_of, is_evaluation
 from medsynx.errors import MedsynxError
+from medsynx.files import PRIVATE, replacing
 from medsynx.generators import get_family
 from medsynx.generators.base import Arrays
 from medsynx.logs import printable
@@ -52,8 +53,7 @@ class SiteService:
     """
 
     def __init__(self, folder: SiteFolder, *, simulated: bool = False, strict: bool = False) -> None:
-        self.folder, self.strict = folder, strict
-        self.door = Door(folder, simulated=simulated)
+        self.folder, self.simulated, self.strict = folder, simulated, strict
         self.answers = Answers(folder.path / "runs")
         self._table: tuple[tuple[str, str, str], LocalTable] | None = None
 
@@ -61,6 +61,11 @@ class SiteService:
     def open(cls, path: Path) -> SiteService:
         """The service of a site's folder."""
         return cls(SiteFolder(path))
+
+    @cached_property
+    def door(self) -> Door:
+        """The site's door, with its books: opened by the first answer, so that a spoilt book is an answer too."""
+        return Door(self.folder, simulated=self.simulated)
 
     def answer(self, request: Request) -> Reply:
         """Never raises; the reason of a failure stays in the site's own log."""
@@ -76,7 +81,8 @@ class SiteService:
     def _answer(self, request: Request) -> Reply:
         if not RUN.fullmatch(request.run):
             raise MedsynxError("step-not-planned", "the run has no proper name")
-        terms = self.door.terms(request.study_digest, request.run, request.step) if request.exchange else None
+        asked = request.study_digest, request.run, request.step
+        terms = self.door.terms(*asked, request.exchange) if request.exchange else None
         if lost := self.answers.find(request):
             self.door.again(request, lost)
             return lost
@@ -129,10 +135,5 @@ class SiteService:
     def _keep(self, run: str, arrays: Arrays) -> None:
         file = self.folder.path / "runs" / f"{run}.npz"
         file.parent.mkdir(mode=0o700, exist_ok=True)
-        part = file.with_suffix(".part")
-        with part.open("wb") as out:
-            part.chmod(0o600)
+        with replacing(file, PRIVATE) as out:
             np.savez(out, **arrays)
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(file)

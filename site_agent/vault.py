@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from medsynx import files
 from medsynx.errors import MedsynxError
 from site_agent.deid.catalogue import Catalogue, Entry
 from site_agent.deid.keys import SiteKey
@@ -98,10 +98,7 @@ class Vault:
         output = _object(digest, path.suffix)
         target = self.root / output
         target.parent.mkdir(mode=0o700, exist_ok=True)
-        part = target.with_suffix(".part")
-        with os.fdopen(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as f:
-            f.write(data)
-        part.replace(target)
+        files.write(target, data, files.PRIVATE)
         self.catalogue.update_table(row["id"], output, digest, len(data))
         self._drop(row["output"])
         return True

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from medsynx import files
 from medsynx.errors import MedsynxError
 from medsynx.keys import private_folder
 from medsynx.study import Study, parse_study
@@ -37,9 +38,7 @@ class CoordinatorFolder:
         target = self.path / "studies" / f"{study.digest}.json"
         private_folder(self.path)
         target.parent.mkdir(exist_ok=True)
-        part = target.with_suffix(".part")
-        part.write_text(study.model_dump_json(), "utf-8")
-        part.replace(target)
+        files.write(target, study.model_dump_json())
 
     def study(self, digest: str) -> Study:
         """The manifest of this digest. Raises ``study-unreadable``."""
@@ -216,9 +215,7 @@ def _site(name: str, state: str) -> dict[str, Any]:
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1), "utf-8")
-    part.replace(path)
+    files.write(path, json.dumps(value, indent=1))
 
 
 def _read(path: Path) -> dict[str, Any] | None:

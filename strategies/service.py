@@ -7,6 +7,7 @@ it goes on behind its last exchange. If the service itself is killed, everything
 from __future__ import annotations
 
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,10 +36,11 @@ def serve(
 
     Raises:
         MedsynxError: ``coordinator-busy`` when another service has the folder; ``federation-unreachable`` with the end of its log when SuperLink or
-            superexec die again and again.
+            superexec die again and again, or at once when the gate's port is taken.
     """
     coordinator = CoordinatorFolder(folder)
     with only(folder), Supervisor() as supervisor:
+        require_port(*gate)
         if not (folder / "signing.pem").exists():
             new_key(folder / "signing.pem")
         registry = Registry.configured(folder / "registry.json")
@@ -75,6 +77,23 @@ def only(folder: Path) -> Iterator[None]:
     private_folder(folder)
     with alone(folder / "service.lock", MedsynxError("coordinator-busy", f"a coordinator serves {folder} already")):
         yield
+
+
+def require_port(host: str, port: int) -> None:
+    """Raise ``federation-unreachable`` when this machine cannot listen there."""
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # as servers do: a connection that just ended is in nobody's way
+            probe.bind(place)
+    except OSError as error:
+        raise MedsynxError(
+            "federation-unreachable",
+            f"nothing can listen on {host}:{port}: {error.strerror}",
+            hint="Stop what has this port, or give another --host or --port.",
+        ) from None
 
 
 def require_service(folder: Path) -> None:

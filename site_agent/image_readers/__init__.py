@@ -20,6 +20,7 @@ Picture = NDArray[np.float32]
 Reader = Callable[[Path, ImageSpec], Iterator[Picture]]
 KINDS = ("dicom", "nifti", "picture")  #: kinds of the catalogue that hold images
 SMALLEST = 8  #: pixels of a side
+NOT_FINITE = "pixels that are not finite numbers"  #: reason to leave an image out
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  #: Rec. ITU-R BT.601, as JPEG and Pillow weigh colours
 
 
@@ -60,7 +61,7 @@ def finite(picture: NDArray[Any]) -> Picture:
         raise LeftOutError("pixels that are no real numbers")
     out = picture.astype(np.float32)
     if not np.isfinite(out).all():
-        raise LeftOutError("pixels that are not finite numbers")
+        raise LeftOutError(NOT_FINITE)
     return out
 
 

@@ -140,6 +140,22 @@ def test_a_site_that_is_away_for_minutes_is_not_waited_for_and_comes_back(field)
     assert field.result("back")["sites"] == list(SITES)
 
 
+def test_a_killed_child_of_the_executor_is_spoken_for_at_once(field):
+    """Its parent notices, long before the SuperNode misses a heartbeat (60 s), and the site is asked again in the next step."""
+    field.online()
+    field.ask("orphan")
+    field.until(field.at("orphan", "tables"))
+    field.caught("west", worker=True)
+    kill(field.child("west"))
+    killed = time.monotonic()
+    field.until(lambda: "cliques" in field.left("east", "orphan"), 40)
+    assert time.monotonic() - killed < 20
+    result = field.result("orphan")
+    assert result["status"] == "finished" and result["missing"] == {"west": "site-failed"}, result
+    assert "west" not in field.rounds("orphan")[0]["answered"] and "west" in field.rounds("orphan")[1]["answered"]
+    field.settled("orphan")
+
+
 @pytest.mark.parametrize("victim", ["supernode", "executor", "child"])
 def test_a_site_whose_process_is_killed_within_an_exchange_comes_back(field, victim):
     field.online()

@@ -9,6 +9,7 @@ import base64
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -261,6 +262,19 @@ def test_an_agent_comes_online_stays_there_and_goes(desk):
         until(lambda: node not in federation.control.online(), 10, federation)
     with pytest.raises(ProcessLookupError):
         os.kill(agent.pid, 0)
+
+
+@pytest.mark.slow
+def test_a_copied_folder_cannot_run_beside_the_first(desk):
+    """It has the same node key: Flower refuses it while the first is online, and its agent says what that means."""
+    federation, node = desk.federation, desk.roster()["north"]
+    with desk.agent("north") as agent:
+        until(lambda: node in federation.control.online(), 60, federation)
+        shutil.copytree(desk.root / "north", desk.root / "copy")
+        with desk.agent("copy"):
+            until(lambda: "ended" in (desk.root / "copy.log").read_text(), 60, federation)
+            assert "the same site runs elsewhere" in (desk.root / "copy.log").read_text()
+        assert agent.poll() is None and node in federation.control.online()
 
 
 @pytest.mark.slow

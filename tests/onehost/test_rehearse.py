@@ -45,7 +45,10 @@ def test_every_family_is_played_to_its_end(kind):
     assert found["problems"] == [] and found["exit_status"] == 0
     planned = {s.name: s.bytes for s in full_plan(study)}
     assert all(s["bytes"] == planned[s["step"]] for s in found["steps"]), "sizes are those of the plan"
-    assert 0 < found["bytes_out"] <= found["planned_bytes"] == priced_plan(study).bytes_per_site
+    assert (
+        0 < found["bytes_out"] <= found["planned_bytes"] - found["message_bytes"] == priced_plan(study).bytes_per_site
+    )
+    assert bool(found["message_bytes"]) == (study.privacy.trust == "secure-sum")
     assert 0 < found["epsilon_of_run"] <= study.privacy.epsilon * (1 + 1e-6)
     assert found["digest"] == study.digest and found["peak_mib"] > 50
 

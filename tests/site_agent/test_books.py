@@ -25,6 +25,8 @@ from site_agent.backup import write_backup
 from site_agent.chain import Chain
 from site_agent.datasets import split_of
 from site_agent.door import Door
+from site_agent.ingest import Marks
+from site_agent.patients import PatientBook
 from site_agent.policy import SiteFolder
 from site_agent.service import SiteService
 from tests.conftest import RAW_IMAGE_STUDY, small_table, stripes
@@ -93,6 +95,68 @@ def test_patients_that_were_never_noted_may_be_anybody(tmp_path, raw_study):
     site, second = two_data_sets(tmp_path, raw_study, small_table(300, 1), small_table(300, 2), apart=True)
     (site.path / "patients.sqlite").unlink()
     assert ask(site, second, "run-2") == "site-failed"
+
+
+@pytest.mark.parametrize("kept", ["older", "none", "newest"])
+def test_a_book_of_patients_that_lacks_some_gives_them_no_second_budget(tmp_path, raw_study, caplog, kept):
+    """They were in the data set once and spent its budget; nor does noting those who are left make the book whole."""
+    first, second = named(raw_study, "first"), named(raw_study, "second")
+    site = make_site(tmp_path / "north", first, small_table(300, 1), epsilon_lifetime=100)
+    book, gone = site.path / "patients.sqlite", small_table(300, 2)
+    copies = {"none": None}
+    for when, table in (("older", small_table(300, 1)), ("newest", pd.concat([small_table(300, 1), gone]))):
+        table.to_csv(site.path / "table.csv", index=False)
+        assert ask(site, first, f"run-{when}") is None
+        copies[when] = book.read_bytes()
+    small_table(300, 1).to_csv(site.path / "table.csv", index=False)
+    book.unlink()
+    if copies[kept]:
+        book.write_bytes(copies[kept])
+    assert ask(site, first, "run-alone") is None, "a data set that shares its budget with all others runs"
+    for name, table in (("gone", gone), ("others", small_table(300, 3))):
+        add_dataset(site, name, table)
+        study = named(raw_study, name)
+        site.approve(study, name)
+        allowed = kept == "newest" and name == "others"
+        assert ask(site, study, f"run-{name}") == (None if allowed else "site-failed")
+    assert ("patients-lost" if kept != "newest" else "patients-shared") in caplog.text
+    warned = [w for w in books.summary(site)["warnings"] if "patients of table" in w]
+    assert len(warned) == (kept != "newest")
+    file = site.path / "site.yaml"
+    file.write_text(file.read_text().replace("apart: true", "apart: false"))
+    site.approve(second, "gone")
+    assert ask(site, second, "run-second") is None, "what the remedy says: one budget for all"
+
+
+@pytest.mark.parametrize(
+    ("book", "told", "named"),
+    [("patients", "site-failed", "patients-lost"), ("ledger", "ledger-broken", "ledger-broken")],
+)
+def test_a_book_that_is_no_database_is_named(tmp_path, study, caplog, book, told, named):
+    site = make_site(tmp_path / "north", study, small_table(300, 1), epsilon_lifetime=100)
+    assert ask(site, study, "run-1") is None
+    file = site.path / f"{book}.sqlite"
+    file.write_bytes(b"SQLite format 3\x00" + b"spoilt" * 2000)
+    assert ask(site, study, "run-2") == told and f"[{named}]" in caplog.text
+    if book == "patients":  # what its remedy says
+        file.rename(file.with_suffix(".damaged"))
+        assert ask(site, study, "run-2") is None
+
+
+def test_a_crash_while_patients_are_noted_is_made_good_by_noting_them_again(tmp_path, monkeypatch):
+    chain, marks = Chain(tmp_path / "ledger.sqlite"), Marks(frozenset({b"a" * 32}))
+    book, real = PatientBook(tmp_path / "patients.sqlite", chain), chain.append
+
+    def crash(*args: object) -> None:
+        real(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chain, "append", crash)
+    with pytest.raises(KeyboardInterrupt):
+        book.note("table", marks)
+    assert book.lacking() == ["table"]
+    book.note("table", marks)
+    assert book.lacking() == [] and len(chain.entries()) == 1
 
 
 def test_a_data_set_keeps_what_it_spent_whatever_it_holds_and_whatever_it_is_called(tmp_path, raw_study):
@@ -284,8 +348,8 @@ def test_a_spoilt_row_or_file_is_named_with_its_remedy(tmp_path, study):
     (site.path / "ledger.sqlite").unlink()
     assert medsynx(site, "acknowledge", "--yes")[0] == 0
     assert ask(site, study, "run-2") is None
-    assert len(Door(site).ledger.chain.entries()) == 5, (
-        "two of run-1 from the witness, the acknowledgement, two of run-2"
+    assert len(Door(site).ledger.chain.entries()) == 6, (
+        "three of run-1 from the witness, the acknowledgement, two of run-2"
     )
 
 

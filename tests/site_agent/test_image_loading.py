@@ -140,6 +140,24 @@ def test_strange_labels_are_left_out_and_counted_or_refused():
     refusal(lambda: prepare_images(raw, study_of(), KEY), "table-empty")
 
 
+def test_an_image_with_a_pixel_that_is_no_number_is_one_image_less():
+    """Not the hospital's end: the patient gives another image, or nothing, and everybody else gives what they gave."""
+    study = study_of(max_records_per_patient=1)
+    for value in (np.nan, np.inf, -np.inf, 1e300):
+        raw = raw_of(60, patients=np.arange(60) // 2)
+        pixels = raw["images"].astype(np.float64)
+        pixels[[7, 10, 11], 3, 4] = value  # one of two images of patient 3, both of patient 5
+        less = {n: np.delete(a, [7, 10, 11], axis=0) for n, a in {**raw, "images": pixels}.items()}
+        found, expected = prepare_images({**raw, "images": pixels}, study, KEY), prepare_images(less, study, KEY)
+        assert found.report.left_out["pixels that are not finite numbers"] == 3 and found.parts["all"].count == 29
+        assert by_content(found.parts["train"]) == by_content(expected.parts["train"])
+        assert by_content(found.parts["holdout"]) == by_content(expected.parts["holdout"])
+        one = raw_of(60)
+        one["images"] = np.where(np.arange(60)[:, None, None] == 9, value, one["images"].astype(np.float64))
+        assert prepare_images(one, study, KEY).parts["all"].count == 59
+        assert "1 of 60" in refusal(lambda raw=one: prepare_images(raw, study, KEY, strict=True), "value-not-finite")
+
+
 def test_one_image_a_class_and_a_class_that_is_not_there():
     """Neither is an error, and neither changes the codes of the others."""
     study = study_of({"classes": ["flat", "upright", "steep"]})

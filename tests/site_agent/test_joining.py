@@ -27,6 +27,7 @@ from site_agent import enrolment, preflight
 from site_agent.cli import app as site_app
 from site_agent.enrolment import Enrolment
 from site_agent.policy import SiteFolder, SitePolicy
+from site_agent.run import why
 
 SECRETS = ("site.key", "identity.pem", "node.key", "executor.secret")
 
@@ -113,7 +114,9 @@ def test_from_invitation_to_roster(federation):
     spaced = " ".join(federation.fingerprint.upper()[k : k + 4] for k in range(0, 64, 4))
     north = federation.site("north", enrolled=False)
     assert "is enrolled" in federation.enrol(north, federation.token("north"), fingerprint=spaced)
-    south = federation.site("south")
+    token = federation.token("south")
+    south = federation.site("south", enrolled=False)
+    assert "others so far: north\n" in federation.enrol(south, token)
     for name in SECRETS:
         assert (north.path / name).stat().st_mode & 0o777 == 0o600, name
     kept = Enrolment.of(north.path)
@@ -243,13 +246,33 @@ def test_spoilt_records_and_open_keys_stop_the_agent(federation):
         file.write_text(spoilt)
         assert run(site, "run") == "not-enrolled"
     file.write_text(whole)
-    (site.path / "node.key").chmod(0o644)
-    assert run(site, "run") == "key-exposed"
+    for name in SECRETS:
+        (site.path / name).chmod(0o644)
+        assert run(site, "run") == "key-exposed", name
+        (site.path / name).chmod(0o600)
     (site.path / "node.key").write_text("no key")
-    (site.path / "node.key").chmod(0o600)
     assert run(site, "run") == "not-enrolled"
     (site.path / "ca.pem").write_text("no certificate")
     assert run(site, "roster", "--fetch") == "ca-invalid"
+
+
+def test_the_end_of_a_supernode_is_told_with_its_reason():
+    """As Flower writes it (flwr 1.41); the deployed runtime is asked in ``test_membership.py``."""
+    rest = ["", "INFO:     Shutting down", "INFO:     Finished server process [7]"]
+    start = ["INFO:     Application startup complete.", "\x1b[91mERROR \x1b[0m:     Exit Code: 305"]
+    failed = "Failed to initialize the connection to the SuperLink."
+    refused = [*start, failed, "[code: 2004] Failed to activate SuperNode.", *rest]
+    assert "runs elsewhere" in why(refused)
+    assert "runs elsewhere" not in why([*refused, *start, failed, "Connection refused", *rest])
+    assert why([*start, failed, "Connection refused", *rest]) == f"{failed} Connection refused"
+    assert why(["first", "last words\n"]) == "last words" and why([]) == "nothing in its log"
+
+
+def test_a_roster_without_this_site_says_what_to_do(federation, tmp_path):
+    site = federation.site("alone", enrolled=False)
+    (tmp_path / "roster.json").write_text(json.dumps({"other": "A" * 43 + "="}))
+    assert run(site, "roster", tmp_path / "roster.json", "--yes") == "roster-mismatch"
+    assert not (site.path / "roster.json").exists()
 
 
 def test_the_coordinator_connects_to_its_server(federation, tmp_path):

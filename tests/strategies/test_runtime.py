@@ -8,9 +8,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import uvicorn
 
+from medsynx.errors import MedsynxError
 from medsynx.processes import Supervisor, free_port
 from onehost.certificates import make_tls
-from strategies import superlink
+from strategies import service, superlink
 from strategies.runtime import Runtime
 
 
@@ -63,3 +64,13 @@ def test_a_superlink_whose_gate_cannot_listen_ends(monkeypatch):
                 uvicorn.Config(lambda *a: None, port=taken.getsockname()[1], lifespan="off", log_config=None)
             )
     assert ended == [1]
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_started(tmp_path, listening):
+    tls, _ = listening
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(MedsynxError, match=f"127.0.0.1:{port}: Address already in use") as told:
+            service.serve(tmp_path / "c", tls, ("127.0.0.1", port), print)
+    assert told.value.code == "federation-unreachable" and not (tmp_path / "c" / "service").exists()
+    service.require_port("127.0.0.1", port)

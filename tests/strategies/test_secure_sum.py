@@ -11,16 +11,19 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from evaluation.programme import priced_plan
+from evaluation.programme import full_plan, priced_plan
+from medsynx.errors import MedsynxError
 from medsynx.generators.base import State
 from medsynx.secure_sum.ring import RING
 from medsynx.study import parse_study
 from medsynx.wire import Reply, Request
 from site_agent import secure_sum as sessions
+from site_agent.audit import sent
 from site_agent.cli import app
 from site_agent.door import Door, describe
 from site_agent.identity import write_roster
 from site_agent.service import SiteService
+from site_agent.traffic import run_bytes, step_bytes
 from strategies.in_process import InProcessFederation
 from strategies.rounds import QuorumLost, Run
 from tests.conftest import RAW_STUDY, small_table
@@ -97,7 +100,8 @@ def test_a_run_of_masked_sums_ends_and_its_books_agree(tmp_path):
     assert outcome.bytes_per_site == outcome.plan.bytes_per_site
     for name, site in sites.items():
         door = Door(site)
-        assert [e["kind"] for e in door.ledger.chain.entries()] == ["reserve", "settle"] * len(priced_plan(STUDY).steps)
+        mine = [e["kind"] for e in door.ledger.chain.entries() if e["run"] == "r1"]
+        assert mine == ["reserve", "settle"] * len(priced_plan(STUDY).steps)
         log = door.audit.chain.entries()
         left = [e["arrays"]["sum"] for e in log if e["kind"] == "released"]
         sent = [r.arrays["sum"] for s, q, r in wire.heard if s == name and q.exchange == "mask"]
@@ -111,6 +115,28 @@ def test_the_total_is_that_of_plain_addition(tmp_path):
     total, _, run_ = tables_total(sites)
     assert (total.arrays["sum"] == plain_total(tmp_path / "b", sites, SHORT, NAMES)).all()
     assert run_.private is False and total.noise_std == 0, "a run without noise says so"
+
+
+def test_a_sum_of_more_bytes_than_may_leave_does_not_begin(tmp_path):
+    """Messages are asked for before they are made, with all that the sum has still to send."""
+    sites = masking_sites(tmp_path / "a", SHORT, NAMES, epsilon_lifetime=100)
+    outcome, _ = run(sites)
+    planned, spoken = run_bytes(SHORT, sites["east"].sites)
+    left = {n: sum(size for _, size in sent(Door(s).audit.chain.entries())) for n, s in sites.items()}
+    assert left["east"] == planned == max(left.values()), "to the byte; sites of longer names say a little less"
+    assert planned - spoken == outcome.bytes_per_site
+    with pytest.raises(MedsynxError, match=f"up to {planned:,} bytes"):
+        masking_sites(tmp_path / "b", SHORT, NAMES, bytes_per_study=planned - 1)
+    assert run(masking_sites(tmp_path / "c", SHORT, NAMES, bytes_per_study=planned))[0].rounds[-1].missing == {}
+    whole = step_bytes(full_plan(SHORT)[0], sites["east"].sites, "advert")
+    for limit, first in ((whole - 1, "policy-refused"), (whole, None)):
+        site = masking_sites(tmp_path / f"{limit}", SHORT, NAMES, bytes_per_day=limit)["east"]
+        ask = [SiteService(site).answer(Request("r1", SHORT.digest, "tables", State(), "advert")) for _ in range(2)]
+        assert ask[0].refusal == first
+        others = Request("r2", SHORT.digest, "tables", State(), "advert")
+        assert SiteService(site).answer(others).refusal == "policy-refused", "what was said already is counted"
+        kinds = [e["kind"] for e in Door(site).audit.chain.entries() if e["kind"] in ("message", "again")]
+        assert kinds == ([] if first else ["message"]), "nor does what was said once leave again"
 
 
 @pytest.mark.parametrize(
