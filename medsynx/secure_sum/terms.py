@@ -97,10 +97,12 @@ def text(raw: bytes) -> str:
 
 
 def raw(value: Any, size: int | None = None) -> bytes:
-    """Inverse of :func:`text`. Raises ValueError for anything else, or for another size."""
+    """Inverse of :func:`text`. Raises ValueError for anything else, a second spelling of the same bytes among it, or for another size."""
     if not isinstance(value, str):
         raise ValueError("not base64 text")
     out = base64.b64decode(value, validate=True)
+    if text(out) != value:
+        raise ValueError("not base64 as it is written here")
     if size is not None and len(out) != size:
         raise ValueError(f"not {size} bytes")
     return out

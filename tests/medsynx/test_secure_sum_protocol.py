@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import copy
 import json
@@ -18,7 +19,7 @@ from medsynx.secure_sum.graph import Graph, density, majority
 from medsynx.secure_sum.relay import Relay, TooFew
 from medsynx.secure_sum.ring import RING
 from medsynx.secure_sum.site import Session
-from medsynx.secure_sum.terms import Terms, graph, survivors_needed, text, transcript
+from medsynx.secure_sum.terms import Terms, advert_statement, graph, survivors_needed, text, transcript
 
 
 class Party:
@@ -256,6 +257,19 @@ def test_an_advert_of_other_terms_is_refused(change):
     told = copy.deepcopy(letters["s000"])
     told["adverts"]["s001"] = other
     refuses(party.sites["s000"].share, told)
+
+
+def test_one_key_under_two_names_or_a_key_that_gives_no_secret_is_refused():
+    """Whatever its owner signed. Base64 of 32 bytes ends in two idle bits: one key could be spelled in four ways."""
+    party, letters = at("share")
+    key = letters["s000"]["adverts"]["s002"]["mask_key"]
+    spelled = key[:-2] + chr(ord(key[-2]) + 1) + "="
+    assert base64.b64decode(spelled, validate=True) == base64.b64decode(key)
+    for changed in ({"mask_key": key}, {"mask_key": spelled}, {"box_key": text(bytes(32))}):
+        told = copy.deepcopy(letters["s000"])
+        advert = told["adverts"]["s001"] = {**told["adverts"]["s001"], **changed}
+        advert["signature"] = text(party.sign("s001")(advert_statement(party.terms().tag, "s001", advert)))
+        refuses(party.sites["s000"].share, told)
 
 
 def test_sites_outside_the_roster_are_refused():
