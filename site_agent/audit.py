@@ -33,9 +33,9 @@ class Audit:
         body = {"kind": "message", "study": study, "run": run, "step": step, "exchange": exchange}
         self.chain.append({**body, "bytes": size, "sha256": sha256})
 
-    def again(self, study: str, run: str, step: str) -> None:
-        """The entry before of this step is about to leave a second time, byte for byte."""
-        self.chain.append({"kind": "again", "study": study, "run": run, "step": step})
+    def again(self, study: str, run: str, step: str, size: int) -> None:
+        """The last answer of this step (``size`` bytes, cargo and message) is about to leave a second time, byte for byte."""
+        self.chain.append({"kind": "again", "study": study, "run": run, "step": step, "bytes": size})
 
     def refused(self, study: str, run: str, step: str, code: str) -> None:
         """A request was refused with this code. What it named is written only if it can be a digest and names."""
@@ -67,7 +67,8 @@ def sent(entries: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
         if e["kind"] in ("released", "message"):
             last[_step(e)] = sum(a["bytes"] for a in e["arrays"].values()) if e["kind"] == "released" else e["bytes"]
         if e["kind"] in ("released", "message", "again"):
-            out.append((e, last.get(_step(e), 0)))
+            # An entry of `again` without its bytes is an older one.
+            out.append((e, e["bytes"] if e["kind"] == "again" and "bytes" in e else last.get(_step(e), 0)))
     return out
 
 

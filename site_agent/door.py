@@ -146,7 +146,7 @@ class Door:
             last = [e for e in mine if e["kind"] in ("released", "message")][-len(left) :]
             if [{key: e.get(key) for key in part} for e, part in zip(last, left, strict=False)] != left:
                 raise MedsynxError("step-replayed", f"step {step!r} of run {run} was answered before, with other bytes")
-            self.audit.again(digest, run, step)
+            self.audit.again(digest, run, step, size)
 
     @contextmanager
     def audited(self, digest: str, run: str, step: str) -> Iterator[None]:

@@ -13,7 +13,7 @@ from medsynx.generators.base import State
 from medsynx.study import parse_study
 from medsynx.wire import Reply, Request
 from site_agent.answers import Answers
-from site_agent.audit import Audit
+from site_agent.audit import Audit, sent
 from site_agent.ledger import Ledger
 from site_agent.service import SiteService
 from strategies.checkpoint import Checkpoint, exchanges, load, save
@@ -143,9 +143,13 @@ def test_only_the_same_request_gets_the_same_bytes(tmp_path, study):
 def test_a_day_old_answer_is_gone(tmp_path):
     answers, old, new = Answers(tmp_path), Request("old", "d", "s", State()), Request("new", "d", "s", State())
     answers.keep(old, Reply())
-    os.utime(tmp_path / "old.answer", (0, 0))
+    cut, going = tmp_path / "old.answer.7.part", tmp_path / "other.npz.8.part"  # of a writer that was killed, and of one that writes
+    cut.touch(), going.touch()
+    for file in (tmp_path / "old.answer", cut):
+        os.utime(file, (0, 0))
     answers.keep(new, Reply())
     assert answers.find(old) is None and answers.find(new) is not None
+    assert not cut.exists() and going.exists()
 
 
 @pytest.mark.parametrize("exchange", ["advert", "share", "mask", "confirm", "unmask"])
@@ -164,6 +168,11 @@ def test_a_secure_sum_goes_on_in_the_exchange_it_stopped_in(tmp_path, exchange):
     charged, left = books([f.path for f in folders.values()])
     assert charged == [[s.step.name for s in outcome.plan.steps]] * 4
     assert all([kind for kind, _ in e].count("again") == 1 and e.count(("released", "cliques")) == 1 for e in left)
+    for folder in folders.values():
+        out = sent(Audit(folder.path / "audit.sqlite").chain.entries())
+        (k,) = [k for k, (entry, _) in enumerate(out) if entry["kind"] == "again"]
+        whole = out[k - 2 : k] if exchange == "mask" else out[k - 1 : k]  # a vector has its signature with it
+        assert out[k][1] == sum(size for _, size in whole), "all of it counts again"
     assert not (tmp_path / "exchanges").exists(), "masked vectors do not stay at the coordinator"
 
 
