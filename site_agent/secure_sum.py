@@ -83,9 +83,10 @@ class SecureSums:
     def _advance(self, terms: Terms, call: Callable[[Session], T]) -> T:
         """One step of a session within one transaction."""
         with self._open() as db:
+            # Before the transaction: a refusal undoes that.
+            db.execute("UPDATE session SET body = ? WHERE at < ?", (DONE, time.time() - KEEP_SECONDS))
             db.execute("BEGIN IMMEDIATE")
             try:
-                db.execute("UPDATE session SET body = ? WHERE at < ?", (DONE, time.time() - KEEP_SECONDS))
                 row = db.execute("SELECT body FROM session WHERE tag = ?", (terms.tag,)).fetchone()
                 state: dict[str, Any] = json.loads(row[0]) if row else {}
                 session = Session(terms, self.folder.policy().site, state)

@@ -270,8 +270,9 @@ def test_an_abandoned_session_is_forgotten_after_a_day(tmp_path, monkeypatch):
     assert b"held" in file.read_bytes()
     now = time.time()
     monkeypatch.setattr(sessions.time, "time", lambda: now + sessions.KEEP_SECONDS + 1)
-    SiteService.open(sites["west"].path).answer(Request("r2", SHORT.digest, "tables", State(), "advert"))
-    assert b"held" not in file.read_bytes()
+    late = Request("r1", SHORT.digest, "tables", State(), "confirm")
+    assert SiteService.open(sites["west"].path).answer(late).refusal == "secure-sum-refused"
+    assert b"held" not in file.read_bytes(), "whatever is asked next, and whether or not it is refused"
 
 
 def test_a_restored_session_is_given_up_when_the_books_are_acknowledged(tmp_path):
