@@ -13,6 +13,7 @@ from pathlib import Path
 from medsynx.errors import MedsynxError
 from medsynx.flower_processes import SITE, flower_env
 from medsynx.keys import make_secret, read_secret
+from medsynx.logs import printable
 from medsynx.processes import Supervisor, alone, free_port
 from site_agent.enrolment import CA, NODE_KEY, SECRET, Enrolment, read_node_key
 from site_agent.identity import identity
@@ -91,7 +92,8 @@ def why(log: Sequence[str]) -> str:
     given = log[ends[-1] + 1 :] if ends else log[-1:]
     if any(NOT_LET_IN in line for line in given):
         return "the coordinator does not let this key in: the same site runs elsewhere, was stopped less than a minute ago, or is enrolled no longer"
-    return " ".join(line.strip() for line in given[:2])[:160] or "nothing in its log"
+    # The coordinator's words may be among them, and they are shown on a terminal.
+    return printable(" ".join(line.strip() for line in given[:2])[:160]) or "nothing in its log"
 
 
 def _print(path: Path) -> bytes:

@@ -266,6 +266,7 @@ def test_the_end_of_a_supernode_is_told_with_its_reason():
     assert "runs elsewhere" not in why([*refused, *start, failed, "Connection refused", *rest])
     assert why([*start, failed, "Connection refused", *rest]) == f"{failed} Connection refused"
     assert why(["first", "last words\n"]) == "last words" and why([]) == "nothing in its log"
+    assert why([*start, "\x1b[2Jall is well"]) == "?[2Jall is well", "what it says moves no cursor"
 
 
 def test_a_roster_without_this_site_says_what_to_do(federation, tmp_path):
