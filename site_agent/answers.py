@@ -25,7 +25,10 @@ class Answers:
     def keep(self, request: Request, reply: Reply) -> None:
         """Written whole before the answer leaves, and on the disk when this returns."""
         self.folder.mkdir(mode=0o700, exist_ok=True)
-        for old in (*self.folder.glob("*.answer"), *self.folder.glob("*.part")):  # the latter of a writer that was killed
+        for old in (
+            *self.folder.glob("*.answer"),
+            *self.folder.glob("*.part"),
+        ):  # the latter of a writer that was killed
             if old.stat().st_mtime < time.time() - KEEP_SECONDS:
                 old.unlink(missing_ok=True)
         facts = {"request": request.digest, "private": reply.private, "message": reply.message}

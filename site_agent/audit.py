@@ -10,11 +10,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from medsynx.secure_sum.terms import EXCHANGES, refused
 from site_agent.approvals import is_digest
-from site_agent.chain import Chain
+from site_agent.chain import Chain, Entry
 
 RUN = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")  #: proper name of a run
 STEP = re.compile(r"\w[\w .:-]{0,63}", re.ASCII)
+ONCE = EXCHANGES[2:]  #: exchanges whose answer, once given, is never another
 IMPROPER = "?"  #: written for what was asked under no proper name: it came from outside and is shown on a terminal
 
 
@@ -29,9 +31,17 @@ class Audit:
         self.chain.append({"kind": "released", "study": study, "run": run, "step": step, "arrays": arrays})
 
     def message(self, study: str, run: str, step: str, exchange: str, size: int, sha256: str) -> None:
-        """A message of a secure sum (keys, sealed shares, signatures; nothing of a patient) is about to leave."""
-        body = {"kind": "message", "study": study, "run": run, "step": step, "exchange": exchange}
-        self.chain.append({**body, "bytes": size, "sha256": sha256})
+        """A message of a secure sum (keys, sealed shares, signatures; nothing of a patient) is about to leave.
+
+        Raises ``secure-sum-refused`` for a second one of :data:`ONCE`: the session was brought back from before the first.
+        """
+        body: Entry = {"kind": "message", "study": study, "run": run, "step": step, "exchange": exchange}
+
+        def once(entries: list[Entry]) -> None:
+            if exchange in ONCE and any(body.items() <= e.items() for e in entries if e["kind"] == "message"):
+                raise refused(f"the audit log says that this site has given its {exchange!r} in this sum")
+
+        self.chain.append({**body, "bytes": size, "sha256": sha256}, once)
 
     def again(self, study: str, run: str, step: str, size: int) -> None:
         """The last answer of this step (``size`` bytes, cargo and message) is about to leave a second time, byte for byte."""

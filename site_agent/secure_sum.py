@@ -4,7 +4,7 @@ Each exchange is answered by a child process of its own, so the state lies in ``
 before an answer leaves and before a record is touched. After a crash a session stays where it was, or its next exchange is refused: the step then
 fails closed, and what the door had reserved stays spent. Secrets of the site's own mask leave the file when it masks, and shares of others when
 it reveals them or a day has passed; deleted content is overwritten (``secure_delete``), though a file system or a disk may keep older blocks.
-Back-ups leave the file out, and ``medsynx site acknowledge`` closes what another copy brought back: a session knows its own past only.
+Back-ups leave the file out, the audit log remembers what a copy that was brought back does not, and ``medsynx site acknowledge`` closes all sessions.
 """
 
 from __future__ import annotations

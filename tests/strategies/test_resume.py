@@ -143,7 +143,10 @@ def test_only_the_same_request_gets_the_same_bytes(tmp_path, study):
 def test_a_day_old_answer_is_gone(tmp_path):
     answers, old, new = Answers(tmp_path), Request("old", "d", "s", State()), Request("new", "d", "s", State())
     answers.keep(old, Reply())
-    cut, going = tmp_path / "old.answer.7.part", tmp_path / "other.npz.8.part"  # of a writer that was killed, and of one that writes
+    cut, going = (
+        tmp_path / "old.answer.7.part",
+        tmp_path / "other.npz.8.part",
+    )  # of a writer that was killed, and of one that writes
     cut.touch(), going.touch()
     for file in (tmp_path / "old.answer", cut):
         os.utime(file, (0, 0))

@@ -275,16 +275,17 @@ def test_an_abandoned_session_is_forgotten_after_a_day(tmp_path, monkeypatch):
     assert b"held" not in file.read_bytes(), "whatever is asked next, and whether or not it is refused"
 
 
-def test_a_restored_session_is_given_up_when_the_books_are_acknowledged(tmp_path):
+def test_a_restored_session_answers_nothing_that_the_audit_log_holds_and_is_given_up_when_the_books_are_acknowledged(
+    tmp_path,
+):
     """As it was before its answers it would sign other survivors, and so give the second share of a site that is gone from them."""
-    sites = masking_sites(tmp_path, SHORT, NAMES)
-    file = sites["east"].path / "secure_sum.sqlite"
+    sites, old = masking_sites(tmp_path, SHORT, NAMES), tmp_path / "old"
 
     class Keeping(Wire):
         def _one(self, request, site, deadline_seconds):
             answer = super()._one(request, site, deadline_seconds)
             if (site, request.step, request.exchange) == ("east", "tables", "mask"):
-                shutil.copy(file, tmp_path / "old")
+                shutil.copytree(sites["east"].path, old)
             return answer
 
     wire = Keeping(answers(sites))
@@ -293,13 +294,15 @@ def test_a_restored_session_is_given_up_when_the_books_are_acknowledged(tmp_path
     signatures = {s: asked.message["signatures"][s] for s in ("north", "west")}
     again = replace(asked, message={"survivors": ["east", "north", "west"], "signatures": signatures})
     assert SiteService.open(sites["east"].path).answer(again).refusal == "secure-sum-refused"
-    shutil.copy(tmp_path / "old", file)
-    shutil.copytree(sites["east"].path, tmp_path / "control")
-    assert SiteService.open(tmp_path / "control").answer(again).refusal is None, "which must not happen"
-    done = CliRunner().invoke(app, ["acknowledge", "--dir", str(sites["east"].path), "--yes"])
+    shutil.copy(old / "secure_sum.sqlite", sites["east"].path)
+    assert SiteService.open(sites["east"].path).answer(again).refusal == "secure-sum-refused", "the audit log remembers"
+    shutil.copytree(old, tmp_path / "control")
+    told = SiteService.open(tmp_path / "control").answer(again)
+    assert told.refusal is None, "with log and witness brought back too only the officer can know"
+    done = CliRunner().invoke(app, ["acknowledge", "--dir", str(old), "--yes"])
     assert done.exit_code == 0 and "secure sums given up: 1" in done.output
-    assert SiteService.open(sites["east"].path).answer(again).refusal == "secure-sum-refused"
-    assert b"held" not in file.read_bytes(), "and its secrets are gone"
+    assert SiteService.open(old).answer(again).refusal == "secure-sum-refused"
+    assert b"held" not in (old / "secure_sum.sqlite").read_bytes(), "and its secrets are gone"
 
 
 def test_a_roster_other_than_the_approved_one_is_refused(tmp_path):
