@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import replace
 from functools import cached_property
@@ -109,11 +110,11 @@ class SiteService:
         table = self.table(permit)
         table.require(self.folder.policy().limits.minimum_patients)
         family = evaluation_of(study) if is_evaluation(priced.step) else get_family(study.family.name)
-        kept = self._kept(request.run)
+        kept = self._kept(permit)
         contribution = family.contribute(study, priced, request.state, table.parts[priced.step.part], kept)
         cargo = self.door.release(permit, contribution, mask)
         if contribution.keep:
-            self._keep(request.run, contribution.keep)
+            self._keep(permit, contribution.keep)
         return Reply(cargo.arrays, private=permit.private)
 
     def table(self, permit: Permit) -> LocalTable:
@@ -125,15 +126,20 @@ class SiteService:
             self._table = (at, table)
         return self._table[1]
 
-    def _kept(self, run: str) -> Arrays:
-        file = self.folder.path / "runs" / f"{run}.npz"
+    def _file(self, permit: Permit) -> Path:
+        """Of one run of one study on one data set: two runs may have one name, and what a study has learned of patients is for no other."""
+        of = hashlib.sha256(f"{permit.study.digest} {permit.dataset}".encode()).hexdigest()[:16]
+        return self.folder.path / "runs" / f"{permit.run}.{of}.npz"
+
+    def _kept(self, permit: Permit) -> Arrays:
+        file = self._file(permit)
         if not file.exists():
             return {}
         with np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
 
-    def _keep(self, run: str, arrays: Arrays) -> None:
-        file = self.folder.path / "runs" / f"{run}.npz"
+    def _keep(self, permit: Permit, arrays: Arrays) -> None:
+        file = self._file(permit)
         file.parent.mkdir(mode=0o700, exist_ok=True)
         with replacing(file, PRIVATE) as out:
             np.savez(out, **arrays)

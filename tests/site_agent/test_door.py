@@ -21,7 +21,7 @@ from site_agent.door import Cargo, Door
 from site_agent.policy import SiteFolder
 from site_agent.service import SiteService
 from tests.conftest import small_table
-from tests.helpers import integers, make_site
+from tests.helpers import add_dataset, integers, make_site
 
 
 @pytest.fixture
@@ -161,6 +161,32 @@ def test_a_failure_after_the_reservation_still_counts(site, study, monkeypatch):
     door = Door(site)
     assert door.ledger.spent("table", 1e-5) > 0.5
     assert [e["kind"] for e in door.audit.chain.entries()] == ["study-approved"], "nothing left"
+
+
+def test_what_a_run_keeps_at_the_site_is_for_its_study_and_data_set_alone(tmp_path, raw_study, monkeypatch):
+    """The coordinator names runs, and may name two alike."""
+    one, two = parse_study({**raw_study, "name": "one"}), parse_study({**raw_study, "name": "two"})
+    site = make_site(tmp_path, one, small_table(300, 1), epsilon_lifetime=100)
+    add_dataset(site, "other", small_table(300, 2))
+    site.approve(two, "table")
+    given: list[set[str]] = []
+
+    class Keeping:
+        def contribute(self, study, priced, state, patients, keep) -> Contribution:
+            given.append(set(keep))
+            return Contribution({"sum": np.zeros(priced.step.size, np.int64)}, keep={"critic": np.zeros(1)})
+
+    monkeypatch.setattr("site_agent.service.get_family", lambda name: Keeping())
+    for study, run, step in (
+        (one, "r1", "tables"),
+        (two, "r1", "cliques"),
+        (one, "r2", "tables"),
+        (one, "r2", "cliques"),
+    ):
+        assert ask(site, study, step, run).refusal is None
+    site.approve(one, "other")
+    assert ask(site, one, "tables", "r1", State({}, {"asked": "anew"})).refusal is None
+    assert given == [set(), set(), set(), {"critic"}, set()]
 
 
 def test_a_data_problem_leaves_as_site_failed_only(tmp_path, study):
