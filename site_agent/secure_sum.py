@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from medsynx.errors import MedsynxError
 from medsynx.secure_sum.site import Mask, Session
 from medsynx.secure_sum.terms import Message, Terms, refused
 from medsynx.wire import Reply
@@ -106,5 +107,12 @@ class SecureSums:
             db.execute("PRAGMA synchronous=FULL")
             db.execute("PRAGMA secure_delete=ON")
             yield db
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:  # locked, no room: not a spoilt file
+                raise
+            hint = "Move it away, and put no older copy in its place: sums under way fail, later ones begin anew."
+            raise MedsynxError(
+                "secure-sum-refused", f"{self.path.name} is damaged and cannot be read", hint=hint
+            ) from None
         finally:
             db.close()

@@ -305,6 +305,19 @@ def test_a_restored_session_answers_nothing_that_the_audit_log_holds_and_is_give
     assert b"held" not in (old / "secure_sum.sqlite").read_bytes(), "and its secrets are gone"
 
 
+def test_spoilt_sessions_are_named_with_their_remedy(tmp_path, caplog):
+    """It is not to put an old copy back, which might answer again."""
+    site = masking_sites(tmp_path, SHORT, NAMES)["east"]
+    advert, file = Request("r", SHORT.digest, "tables", State(), "advert"), site.path / "secure_sum.sqlite"
+    file.write_bytes(b"spoilt" * 2000)
+    file.chmod(0o600)
+    assert SiteService.open(site.path).answer(advert).refusal == "secure-sum-refused" and "is damaged" in caplog.text
+    done = CliRunner().invoke(app, ["acknowledge", "--dir", str(site.path), "--yes"])
+    assert isinstance(done.exception, MedsynxError) and "no older copy" in str(done.exception.hint)
+    file.unlink()
+    assert SiteService.open(site.path).answer(advert).refusal is None
+
+
 def test_a_roster_other_than_the_approved_one_is_refused(tmp_path):
     sites = masking_sites(tmp_path, SHORT, NAMES)
     service, file = SiteService.open(sites["east"].path), sites["east"].path / "roster.json"
