@@ -36,14 +36,15 @@ class Replies:
 
     def get_messages_legacy(self, **which: Any) -> Sequence[Any]:
         """As Flower's, which deletes a message with its reply."""
-        found = []
+        found: dict[str, Any] = {}
         for message in self._state.get_messages_legacy(**which):
-            if message.metadata.reply_to_message_id in self._state.msg_store:
-                found.append(message)
+            asked = message.metadata.reply_to_message_id
+            if asked in self._state.msg_store and asked not in found:
+                found[asked] = message
             else:
                 self._state.delete_messages(message_ids=[message.metadata.message_id])
                 self._objects.delete(message.metadata.message_id)
-        return found
+        return list(found.values())
 
 
 class Objects:

@@ -88,6 +88,10 @@ def test_a_second_reply_to_a_message_never_takes_the_place_of_the_next_ones(loop
     replied(*loop, third, "three")
     time.sleep(1)
     assert loop[0].msg_store == {}, "and that one was sent"
+    fourth = asked(*loop, "fourth")
+    replied(*loop, fourth, "four")
+    put(*loop, Message(Error(code=5, reason="spoken for"), reply_to=fourth))
+    assert sent(*loop) == ["four"] and loop[0].msg_store == {}, "nor do two that wait together both leave"
 
 
 def test_a_reply_whose_content_does_not_come_is_given_up(loop, monkeypatch):
