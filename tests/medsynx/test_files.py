@@ -25,6 +25,16 @@ def test_a_file_is_there_whole_or_not_at_all_and_on_the_disk(tmp_path, monkeypat
     assert place.read_text() == "first" and list(tmp_path.iterdir()) == [place]
 
 
+def test_writers_of_one_file_do_not_write_into_each_others_part(tmp_path, monkeypatch):
+    """Also where both have one process id, as in two containers that share a folder."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    with files.replacing(tmp_path / "f") as one:
+        one.write(b"whole")
+        with files.replacing(tmp_path / "f") as other:
+            other.write(b"cut")
+    assert (tmp_path / "f").read_bytes() == b"whole" and list(tmp_path.iterdir()) == [tmp_path / "f"]
+
+
 def test_a_private_file_is_private_from_its_first_byte(tmp_path):
     with files.replacing(tmp_path / "f", files.PRIVATE) as out:
         (part,) = tmp_path.iterdir()
