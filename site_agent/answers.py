@@ -25,14 +25,15 @@ class Answers:
     def keep(self, request: Request, reply: Reply) -> None:
         """Written whole before the answer leaves, and on the disk when this returns."""
         self.folder.mkdir(mode=0o700, exist_ok=True)
-        for old in (
-            *self.folder.glob("*.answer"),
-            *self.folder.glob("*.part"),
-        ):  # the latter of a writer that was killed
-            if old.stat().st_mtime < time.time() - KEEP_SECONDS:
-                old.unlink(missing_ok=True)
+        self.forget_old()
         facts = {"request": request.digest, "private": reply.private, "message": reply.message}
         npz.write(self._file(request), facts, {f"array/{n}": a for n, a in reply.arrays.items()})
+
+    def forget_old(self) -> None:
+        """Remove what has lain there for longer than :data:`KEEP_SECONDS`, also parts of a writer that was killed."""
+        for old in (*self.folder.glob("*.answer"), *self.folder.glob("*.part")):
+            if old.stat().st_mtime < time.time() - KEEP_SECONDS:
+                old.unlink(missing_ok=True)
 
     def find(self, request: Request) -> Reply | None:
         """What exactly this request was answered, or None. A file that cannot be read is none."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from medsynx.errors import MedsynxError
 from medsynx.processes import Service, Supervisor
+from site_agent.answers import Answers
 from site_agent.condition import Condition
 from site_agent.policy import SiteFolder
+from site_agent.secure_sum import forget_old
+
+log = logging.getLogger("medsynx.site")
 
 FILE = "agent.prom"
 EVERY_SECONDS, STALE_SECONDS = 5.0, 30.0
@@ -26,7 +32,16 @@ class Pulse:
         """Write it, with what the last look at the books has shown."""
         if time.monotonic() - self.looked >= LOOK_SECONDS:
             self.looked, self.seen = time.monotonic(), Condition.of(self.folder).metrics()
+            self._forget_old()
         beat(self.folder.path, supervisor, self.seen)
+
+    def _forget_old(self) -> None:
+        """What is promised to be kept for a day only, also when nobody asks this site any more."""
+        try:
+            forget_old(self.folder.path)
+            Answers(self.folder.path / "runs").forget_old()
+        except (OSError, sqlite3.Error, MedsynxError) as error:
+            log.error("old secrets are not removed: %s", type(error).__name__)
 
 
 def beat(site: Path, supervisor: Supervisor, more: Sequence[str] = ()) -> None:

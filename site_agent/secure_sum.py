@@ -2,8 +2,9 @@
 
 Each exchange is answered by a child process of its own, so the state lies in ``secure_sum.sqlite`` (0600) of the site's folder. It is committed
 before an answer leaves and before a record is touched. After a crash a session stays where it was, or its next exchange is refused: the step then
-fails closed, and what the door had reserved stays spent. Secrets of the site's own mask leave the file when it masks, and shares of others when
-it reveals them or a day has passed; deleted content is overwritten (``secure_delete``), though a file system or a disk may keep older blocks.
+fails closed, and what the door had reserved stays spent. Secrets of the site's own mask leave the file when it masks, and shares of others when it
+reveals them or a day has passed (the agent looks every minute). Deleted content is overwritten (``secure_delete``), though a file system or a disk
+may keep older blocks.
 Back-ups leave the file out, the audit log remembers what a copy that was brought back does not, and ``medsynx site acknowledge`` closes all sessions.
 """
 
@@ -16,6 +17,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from medsynx.errors import MedsynxError
@@ -27,6 +29,7 @@ from site_agent.identity import identity
 from site_agent.policy import SiteFolder
 from site_agent.traffic import message_bytes
 
+FILE = "secure_sum.sqlite"
 KEEP_SECONDS = 86_400  #: an abandoned session's secrets live no longer
 DONE = json.dumps({"stage": "done"})
 T = TypeVar("T")
@@ -42,10 +45,10 @@ class SecureSums:
 
     def __init__(self, folder: SiteFolder, audit: Audit) -> None:
         self.folder, self.audit = folder, audit
-        self.path = folder.path / "secure_sum.sqlite"
+        self.path = folder.path / FILE
         if not self.path.exists():
             os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o600))
-        with self._open() as db:
+        with _open(self.path) as db:
             db.execute(
                 "CREATE TABLE IF NOT EXISTS session (tag TEXT PRIMARY KEY, at REAL NOT NULL, body TEXT NOT NULL)"
             )
@@ -78,14 +81,13 @@ class SecureSums:
 
     def close(self) -> int:
         """End every open session, as after a restore: one that was answered later would be answered again. Returns how many were open."""
-        with self._open() as db:
+        with _open(self.path) as db:
             return db.execute("UPDATE session SET body = ? WHERE body != ?", (DONE, DONE)).rowcount
 
     def _advance(self, terms: Terms, call: Callable[[Session], T]) -> T:
         """One step of a session within one transaction."""
-        with self._open() as db:
-            # Before the transaction: a refusal undoes that.
-            db.execute("UPDATE session SET body = ? WHERE at < ?", (DONE, time.time() - KEEP_SECONDS))
+        with _open(self.path) as db:
+            _forget_old(db)  # before the transaction: a refusal undoes that
             db.execute("BEGIN IMMEDIATE")
             try:
                 row = db.execute("SELECT body FROM session WHERE tag = ?", (terms.tag,)).fetchone()
@@ -100,19 +102,29 @@ class SecureSums:
                 raise
         return result
 
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-        try:
-            db.execute("PRAGMA synchronous=FULL")
-            db.execute("PRAGMA secure_delete=ON")
-            yield db
-        except sqlite3.DatabaseError as error:
-            if type(error) is not sqlite3.DatabaseError:  # locked, no room: not a spoilt file
-                raise
-            hint = "Move it away, and put no older copy in its place: sums under way fail, later ones begin anew."
-            raise MedsynxError(
-                "secure-sum-refused", f"{self.path.name} is damaged and cannot be read", hint=hint
-            ) from None
-        finally:
-            db.close()
+
+def forget_old(site: Path) -> None:
+    """Wipe what a site's sessions held for longer than :data:`KEEP_SECONDS`."""
+    if (path := site / FILE).exists():
+        with _open(path) as db:
+            _forget_old(db)
+
+
+def _forget_old(db: sqlite3.Connection) -> None:
+    db.execute("UPDATE session SET body = ? WHERE at < ? AND body != ?", (DONE, time.time() - KEEP_SECONDS, DONE))
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[sqlite3.Connection]:
+    db = sqlite3.connect(path, timeout=30, isolation_level=None)
+    try:
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA secure_delete=ON")
+        yield db
+    except sqlite3.DatabaseError as error:
+        if type(error) is not sqlite3.DatabaseError:  # locked, no room: not a spoilt file
+            raise
+        hint = "Move it away, and put no older copy in its place: sums under way fail, later ones begin anew."
+        raise MedsynxError("secure-sum-refused", f"{path.name} is damaged and cannot be read", hint=hint) from None
+    finally:
+        db.close()

@@ -74,10 +74,20 @@ class SiteService:
             return replace(self._answer(request), answers=request.digest)
         except MedsynxError as refusal:
             log.warning("refused step %.64r of run %.64r: %s", request.step, request.run, printable(str(refusal)))
-            return Reply(refusal=refusal.code if refusal.code in OPEN_CODES else "site-failed")
+            if refusal.code in OPEN_CODES:
+                return Reply(refusal=refusal.code)
+            return self._failed(request, refusal.code)
         except Exception:
             log.exception("step %.64r of run %.64r failed", request.step, request.run)
-            return Reply(refusal="site-failed")
+            return self._failed(request, "site-failed")
+
+    def _failed(self, request: Request, code: str) -> Reply:
+        """``site-failed``, which is what leaves; the audit log says so, and this site's own code."""
+        try:
+            self.door.audit.refused(request.study_digest, request.run, request.step, code)
+        except Exception:
+            log.exception("the audit log does not take that step %.64r failed", request.step)
+        return Reply(refusal="site-failed")
 
     def _answer(self, request: Request) -> Reply:
         if not RUN.fullmatch(request.run):

@@ -17,6 +17,7 @@ from medsynx.secure_sum.ring import RING
 from medsynx.study import parse_study
 from medsynx.wire import Request
 from site_agent import door as door_module
+from site_agent.audit import Audit
 from site_agent.door import Cargo, Door
 from site_agent.policy import SiteFolder
 from site_agent.service import SiteService
@@ -160,7 +161,7 @@ def test_a_failure_after_the_reservation_still_counts(site, study, monkeypatch):
     assert ask(site, study).refusal == "site-failed"
     door = Door(site)
     assert door.ledger.spent("table", 1e-5) > 0.5
-    assert [e["kind"] for e in door.audit.chain.entries()] == ["study-approved"], "nothing left"
+    assert [e["kind"] for e in door.audit.chain.entries()] == ["study-approved", "refused"], "nothing else left"
 
 
 def test_what_a_run_keeps_at_the_site_is_for_its_study_and_data_set_alone(tmp_path, raw_study, monkeypatch):
@@ -193,6 +194,9 @@ def test_a_data_problem_leaves_as_site_failed_only(tmp_path, study):
     """Too few patients, or a broken table, would tell the coordinator something about the patients."""
     few = make_site(tmp_path / "few", study, small_table(25, 1), minimum_patients=100)
     assert ask(few, study).refusal == "site-failed"
+    assert [e["code"] for e in Audit(few.path / "audit.sqlite").chain.entries() if e["kind"] == "refused"] == [
+        "patients-too-few"
+    ], "that bit leaves, and the audit log says so"
     broken = make_site(tmp_path / "broken", study, small_table(300, 1).assign(age="SECRET"))
     reply = ask(broken, study)
     assert reply.refusal == "site-failed" and reply.arrays == {}

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from evaluation.programme import full_plan, priced_plan
 from medsynx.errors import MedsynxError
 from medsynx.generators.base import State
+from medsynx.processes import Supervisor
 from medsynx.secure_sum.ring import RING
 from medsynx.study import parse_study
 from medsynx.wire import Reply, Request
@@ -22,6 +23,7 @@ from site_agent.audit import sent
 from site_agent.cli import app
 from site_agent.door import Door, describe
 from site_agent.identity import write_roster
+from site_agent.pulse import Pulse
 from site_agent.service import SiteService
 from site_agent.traffic import run_bytes, step_bytes
 from strategies.in_process import InProcessFederation
@@ -262,7 +264,9 @@ def test_secrets_lie_under_0600_and_are_gone_afterwards(tmp_path, monkeypatch):
         assert b"done" in content and not any(s in content for s in secrets_seen)
 
 
-def test_an_abandoned_session_is_forgotten_after_a_day(tmp_path, monkeypatch):
+@pytest.mark.parametrize("asked", [True, False])
+def test_an_abandoned_session_is_forgotten_after_a_day(tmp_path, monkeypatch, asked):
+    """Whatever is asked next and whether or not it is refused; also when nothing is: the agent sees to it."""
     sites = masking_sites(tmp_path, SHORT, NAMES)
     with pytest.raises(QuorumLost):
         run(sites, before={"south": "confirm", "west": "confirm"})
@@ -270,9 +274,15 @@ def test_an_abandoned_session_is_forgotten_after_a_day(tmp_path, monkeypatch):
     assert b"held" in file.read_bytes()
     now = time.time()
     monkeypatch.setattr(sessions.time, "time", lambda: now + sessions.KEEP_SECONDS + 1)
-    late = Request("r1", SHORT.digest, "tables", State(), "confirm")
-    assert SiteService.open(sites["west"].path).answer(late).refusal == "secure-sum-refused"
-    assert b"held" not in file.read_bytes(), "whatever is asked next, and whether or not it is refused"
+    if asked:
+        late = Request("r1", SHORT.digest, "tables", State(), "confirm")
+        assert SiteService.open(sites["west"].path).answer(late).refusal == "secure-sum-refused"
+    else:
+        old = sites["west"].path / "runs" / "r1.answer"
+        os.utime(old, (0, 0))
+        Pulse(sites["west"]).beat(Supervisor())
+        assert not old.exists()
+    assert b"held" not in file.read_bytes()
 
 
 def test_a_restored_session_answers_nothing_that_the_audit_log_holds_and_is_given_up_when_the_books_are_acknowledged(
