@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +19,8 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     Args:
         mode: as :func:`os.open` takes it (the umask applies), from the first byte on.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # two processes do not write into one
+    # two processes, or two threads of one, do not write into one
+    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     part.unlink(missing_ok=True)
     try:
         with os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as out:

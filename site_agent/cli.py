@@ -132,9 +132,8 @@ def approve(
     dataset = dataset or (held[0].dataset if held else None) or "table"
     plan = priced_plan(manifest)
     typer.echo(f"{manifest.name}  {digest}")
-    sums = "a masked sum" if manifest.privacy.trust == "secure-sum" else "a sum that is noised and not masked"
     for s in plan.steps:
-        what = sums if s.step.cargo == "secure-sum" else "trained weights, noised and not masked"
+        what = s.step.leaves_as(manifest.privacy.trust)
         typer.echo(
             f"  {s.step.name}: {s.step.size:,} numbers of {s.step.part} patients leave as {what}, noise x{s.noise_multiplier:.3g}"
         )

@@ -37,7 +37,8 @@ class Presence:
             except httpx.HTTPError:
                 online = set()
             there = {site: node in online for site, node in roster.items()}
-            files.write(self.folder / "presence.json", json.dumps(there))
+            if there != read_presence(self.folder):
+                files.write(self.folder / "presence.json", json.dumps(there))
         except (OSError, ValueError):
             (self.folder / "presence.json").unlink(missing_ok=True)
 

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import threading
 
 import pytest
 
@@ -34,3 +35,13 @@ def test_a_private_file_is_private_from_its_first_byte(tmp_path):
     (tmp_path / "g").write_text("open")
     files.write(tmp_path / "g", b"secret", files.PRIVATE)
     assert stat.S_IMODE((tmp_path / "g").stat().st_mode) == 0o600
+
+
+def test_two_threads_that_write_one_file_do_not_mix(tmp_path):
+    with files.replacing(tmp_path / "f") as out:
+        out.write(b"first")
+        other = threading.Thread(target=files.write, args=(tmp_path / "f", "second"))
+        other.start()
+        other.join()
+        assert (tmp_path / "f").read_text() == "second"
+    assert (tmp_path / "f").read_text() == "first" and len(list(tmp_path.iterdir())) == 1

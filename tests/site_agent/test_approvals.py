@@ -62,7 +62,7 @@ def test_the_officer_is_told_whether_a_sum_leaves_masked(desk, raw_study, trust)
     shown = (
         CliRunner().invoke(app, ["approve", "--dir", str(site.path), str(file), "--by", "Dr. Grey"], input="n\n").output
     )
-    masked, bare = "leave as a masked sum", "leave as a sum that is noised and not masked"
+    masked, bare = "leave as a masked sum", "leave as a noised sum, not masked"
     assert (masked in shown, bare in shown) == (trust == "secure-sum", trust == "local"), shown
 
 
