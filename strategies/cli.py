@@ -147,6 +147,20 @@ def stop(name: Annotated[str, typer.Argument(help="Of the run.")], dir: Folder) 
 
 
 @app.command()
+def deliver(name: Annotated[str, typer.Argument(help="Of the run.")], dir: Folder) -> None:
+    """Hand the bundle of a run to the server again: for one that failed because the server was away or refused it. No hospital is asked anything."""
+    from medsynx.errors import MedsynxError
+    from strategies.coordinator import CoordinatorFolder
+    from strategies.coordinator import deliver as hand
+
+    folder = CoordinatorFolder(dir)
+    if folder.result(name) is None:
+        raise MedsynxError("not-found", f"no run {name} has ended", hint="Run `medsynx coordinator runs --dir DIR`.")
+    generator = hand(folder, name, folder.study(str(folder.request(name).get("study"))))
+    typer.echo(f"run {name} finished; generator {generator or 'not at a server: none is named'}")
+
+
+@app.command()
 def runs(dir: Folder, as_json: AsJson = False) -> None:
     """List the runs: how they stand or ended, and how often they had to be started."""
     from medsynx.errors import MedsynxError

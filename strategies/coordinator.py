@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medsynx import files
+from medsynx.bundle import read_bundle
 from medsynx.errors import MedsynxError
 from medsynx.keys import private_folder
 from medsynx.study import Study, parse_study
@@ -153,9 +154,9 @@ def conduct(federation: Federation, folder_path: Path, run_config: dict[str, Any
         outcome = run.conduct()
         tell(message="report and bundle")
         key = folder_path / "signing.pem"
-        made = published(target, study, key) or publish(outcome, target, key, simulated=False)
-        bundle, report, evaluation = made
-        generator = registry.upload(bundle)
+        if published(target, study, key) is None:
+            publish(outcome, target, key, simulated=False)
+        deliver(folder, name, study)
     except MedsynxError as error:
         fail(folder, name, error.code, error.message)
         raise
@@ -167,27 +168,47 @@ def conduct(federation: Federation, folder_path: Path, run_config: dict[str, Any
     except Exception as error:
         fail(folder, name, "coordinator-failed", type(error).__name__)
         raise
-    tell(status="finished", message=None, generator_id=generator)
+
+
+def deliver(folder: CoordinatorFolder, name: str, study: Study) -> str | None:
+    """Hand the bundle of a run to the server, if there is one, and end the run as finished; returns the generator's id.
+
+    Sent again, after the run had failed here too, it is the same generator. The hospitals' budgets are spent; nobody is asked anything.
+
+    Raises:
+        MedsynxError: ``not-found`` for a run without a bundle of its own; ``federation-unreachable`` when the server does not take it.
+    """
+    target, registry = folder.run(name), Registry.configured(folder.path / "registry.json")
+    made = published(target, study, folder.path / "signing.pem")
+    if made is None:
+        raise MedsynxError("not-found", f"run {name} has no bundle", hint="Only a run that came to its end has one.")
+    bundle, report, evaluation = made
+    generator = registry.upload(bundle)
+    progress = {**(folder.progress(name) or {}), "status": "finished", "message": None, "generator_id": generator}
+    _write(target / "progress.json", progress)
+    registry.put_run(name, progress)
     researcher, coordinator = epsilons(evaluation["privacy"])
+    rounds = evaluation["rounds"]
     _write(
         target / "result.json",
         {
             "status": "finished",
-            "seconds": round(outcome.seconds, 1),
-            "rounds": len(outcome.rounds),
-            "sites": outcome.sites,
-            "missing": {s: why for r in outcome.rounds for s, why in r.missing.items()},
+            "seconds": round(read_bundle(bundle).json("rounds.json")["seconds"], 1),
+            "rounds": len(rounds),
+            "sites": sorted({site for r in rounds for site in r["answered"]}),
+            "missing": {site: why for r in rounds for site, why in r["missing"].items()},
             "epsilon": researcher,
             "epsilon_coordinator": coordinator,
             "delta": study.privacy.delta,
             "figures": evaluation["figures"],
             "gate": evaluation["gate"],
-            "bytes_per_site": outcome.bytes_per_site,
+            "bytes_per_site": sum(r["bytes_per_site"] for r in rounds),
             "bundle": str(bundle),
             "report": str(report),
             "generator_id": generator,
         },
     )
+    return generator
 
 
 def fail(folder: CoordinatorFolder, name: str, code: str, message: str) -> None:

@@ -84,13 +84,19 @@ class Registry:
             except httpx.HTTPStatusError as error:
                 status = error.response.status_code
                 if status < 500 and status != 429:
-                    raise MedsynxError("federation-unreachable", f"the server refused the bundle ({status})") from None
+                    raise _kept(f"the server refused the bundle ({status})") from None
                 why = f"answered {status}"
             except httpx.HTTPError as error:
                 why = type(error).__name__
             except (ValueError, KeyError, TypeError):
                 why = "its answer names no generator; is a proxy in between?"
             if time.monotonic() > until:
-                raise MedsynxError("federation-unreachable", f"the server did not take the bundle ({why})")
+                raise _kept(f"the server did not take the bundle ({why})")
             time.sleep(2)
         return None
+
+
+def _kept(what: str) -> MedsynxError:
+    return MedsynxError(
+        "federation-unreachable", f"{what}; it is kept: `medsynx coordinator deliver RUN` sends it again"
+    )

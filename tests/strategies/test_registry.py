@@ -4,10 +4,12 @@ import json
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 from medsynx.bundle import new_key, read_bundle
 from medsynx.errors import MedsynxError
 from strategies import registry
+from strategies.cli import app
 from strategies.coordinator import CoordinatorFolder, conduct, fail
 from strategies.in_process import InProcessFederation
 from strategies.registry import Registry
@@ -45,6 +47,38 @@ def test_a_run_that_was_killed_behind_its_upload_sends_the_same_bundle_again(tmp
         and result["figures"] == read_bundle(sent[1]).json("evaluation.json")["figures"]
     )
     assert (sent[0] == sent[1]) != spoilt, "unless it is not whole: then there is another"
+
+
+def test_a_run_whose_bundle_the_server_did_not_take_is_delivered_later(tmp_path, study, monkeypatch):
+    """The hospitals have paid and nobody is asked again."""
+    there = []
+
+    def upload(self, bundle):
+        if not there:
+            raise MedsynxError("federation-unreachable", "away")
+        there.append(bundle.read_bytes())
+        return "generator"
+
+    monkeypatch.setattr(Registry, "upload", upload)
+    folder, sites = CoordinatorFolder(tmp_path / "coordinator"), InProcessFederation(handlers(tmp_path, study))
+    folder.ask(study, "r")
+    new_key(folder.path / "signing.pem")
+    with pytest.raises(MedsynxError):
+        conduct(sites, folder.path, {"run": "r", "study-digest": study.digest})
+    assert folder.result("r")["code"] == "federation-unreachable"
+    again = ["deliver", "r", "--dir", str(folder.path)]
+    assert CliRunner().invoke(app, again).exception.code == "federation-unreachable"
+    assert folder.result("r")["status"] == "failed"
+    there.append(b"")
+    assert CliRunner().invoke(app, again).output == "run r finished; generator generator\n"
+    result, progress = folder.result("r"), folder.progress("r")
+    assert (result["status"], result["generator_id"], result["missing"]) == ("finished", "generator", {})
+    assert result["sites"] == sorted(sites.handlers) and (progress["status"], progress["message"]) == ("finished", None)
+    assert there[1] == (folder.run("r") / "small.medsynx.zip").read_bytes()
+    for name in ("never", "../r"):
+        assert CliRunner().invoke(app, ["deliver", name, "--dir", str(folder.path)]).exception.code == "not-found"
+    (folder.run("r") / "small.medsynx.zip").unlink()
+    assert CliRunner().invoke(app, again).exception.code == "not-found"
 
 
 def answering(monkeypatch, *answers):
