@@ -132,6 +132,7 @@ def study_check(
             {
                 "name": s.step.name,
                 "cargo": s.step.cargo,
+                "leaves_as": s.step.leaves_as(study.privacy.trust),
                 "part": s.step.part,
                 "size": s.step.size,
                 "noise_multiplier": round(s.noise_multiplier, 3),
@@ -206,9 +207,9 @@ def _show_plan(summary: dict[str, Any]) -> None:
         what = f"images of {' x '.join(map(str, image['shape']))}, classes {', '.join(image['classes'])}"
     console.print(f"[bold]{summary['name']}[/]  family {summary['family']}, {what}")
     console.print(f"digest {summary['digest']}", soft_wrap=True)
-    table = Table("step", "cargo", "patients", "numbers", "noise / sensitivity")
+    table = Table("step", "leaves as", "patients", "numbers", "noise / sensitivity")
     for s in summary["steps"]:
-        table.add_row(s["name"], s["cargo"], s["part"], f"{s['size']:,}", f"{s['noise_multiplier']:.3g}")
+        table.add_row(s["name"], s["leaves_as"], s["part"], f"{s['size']:,}", f"{s['noise_multiplier']:.3g}")
     console.print(table)
     console.print(f"leaves each site: {summary['bytes_per_site'] / 1024:,.0f} KB")
     for g in summary["guarantees"]:

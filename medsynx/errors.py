@@ -98,6 +98,7 @@ CODES: dict[str, tuple[int, str]] = {
     "install-incomplete": (70, "Install the extra this command needs, for example `pip install medsynx[demo]`."),
     "file-exists": (71, "Choose another path or remove the file."),
     "disk-full": (72, "Free some space and run the same command again: it goes on where it stopped."),
+    "port-taken": (73, "Stop what has this port, or give another --host or --port."),
     # de-identification (80-99); 80 and 81 are verdicts, see `medsynx deid --help`
     "key-unusable": (
         82,

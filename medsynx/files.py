@@ -19,7 +19,7 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     Args:
         mode: as :func:`os.open` takes it (the umask applies), from the first byte on.
     """
-    # Two processes do not write into one, nor do those of two containers that share a folder and have one process id.
+    # Two processes or threads do not write into one, nor do those of two containers that share a folder and have one process id.
     part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     try:
         with os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as out:

@@ -113,6 +113,12 @@ def token_digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
+def fingerprint(key: bytes) -> str:
+    """A public identity for people to compare: 32 hex digits of its SHA-256, in groups of four."""
+    digits = hashlib.sha256(key).hexdigest()[:32]
+    return " ".join(digits[k : k + 4] for k in range(0, 32, 4))
+
+
 def statement(kind: str, body: dict[str, Any]) -> bytes:
     """Canonical bytes to sign."""
     return b"medsynx membership 1\n" + json.dumps({"kind": kind, **body}, sort_keys=True).encode()

@@ -70,6 +70,12 @@ class Step:
         """What leaves one site: residues of :data:`medsynx.secure_sum.ring.RING`, or float32 weights."""
         return self.size * (RING.width if self.cargo == "secure-sum" else 4)
 
+    def leaves_as(self, trust: str) -> str:
+        """In words for people: what the coordinator sees of it in a study of this trust mode."""
+        if self.cargo == "model-update":
+            return "noised weights, not masked"
+        return "a masked sum" if trust == "secure-sum" else "a noised sum, not masked"
+
 
 @dataclass(frozen=True)
 class PricedStep:

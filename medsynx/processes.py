@@ -67,6 +67,18 @@ def alone(file: Path, refusal: MedsynxError) -> Iterator[None]:
         os.close(lock)
 
 
+def held(file: Path) -> bool:
+    """Whether a process has this lock file (:func:`alone`). A shared lock asks: who only looks holds nobody up who looks too."""
+    try:
+        with file.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
 @dataclass
 class Service:
     """One supervised process."""

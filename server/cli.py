@@ -95,25 +95,22 @@ def serve(
 ) -> None:
     """Serve the API. Without TLS it listens on loopback only."""
     import logging
-    import ssl
     import sys
 
     import uvicorn
 
     from medsynx import logs
+    from medsynx.listening import require_certificate, require_port
     from server.app import create_app
 
     if (tls_cert is None) != (tls_key is None):
         raise MedsynxError("request-invalid", "--tls-cert and --tls-key are given together or not at all")
-    if tls_cert:
-        try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls_cert, tls_key)
-        except OSError as error:
-            why = f"{tls_cert} and {tls_key} are no certificate and its key ({type(error).__name__})"
-            raise MedsynxError("request-invalid", why) from None
-    if tls_cert is None and host not in ("127.0.0.1", "localhost", "::1"):
+    if tls_cert and tls_key:
+        require_certificate(tls_cert, tls_key)
+    elif host not in ("127.0.0.1", "localhost", "::1"):
         raise MedsynxError("request-invalid", "without --tls-cert the server listens on loopback only")
     logs.start(sys.stderr, logging.WARNING)
+    require_port(host, port)
     application = create_app(dir)
     typer.echo(f"MedSynX server on {'https' if tls_cert else 'http'}://{host}:{port} (API description at /docs)")
     uvicorn.run(

@@ -42,6 +42,7 @@ def invite_create(
 @site_app.command("list")
 def site_list(dir: Dir, as_json: AsJson = False) -> None:
     """Show every site and its state, and invitations that are open."""
+    from medsynx.membership import decode, fingerprint
     from server.cli import open_db
     from server.enrolment import service
 
@@ -52,7 +53,8 @@ def site_list(dir: Dir, as_json: AsJson = False) -> None:
         typer.echo(json.dumps({"sites": sites, "invited": open_}, indent=1))
         return
     for s in sites:
-        typer.echo(f"{s['site']}  {s['status']}  since {s['changed_at'][:16]}  identity {s['identity'][:12]}")
+        identity = fingerprint(decode(s["identity"]))  # as sites show it to each other
+        typer.echo(f"{s['site']}  {s['status']}  since {s['changed_at'][:16]}  identity {identity}")
     for i in open_:
         typer.echo(f"{i['site']}  invited  until {i['expires_at'][:16]}")
 

@@ -7,6 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
+from medsynx import files
 from medsynx.errors import MedsynxError
 
 
@@ -48,9 +49,7 @@ class ServerFolder:
         name = hashlib.sha256(bundle).hexdigest()
         target = self.bundle(name)
         if not target.exists():
-            part = target.with_name(f"{name}.{secrets.token_hex(4)}.part")
-            _write(part, bundle)
-            part.replace(target)
+            files.write(target, bundle, files.PRIVATE)
         return name
 
     def bundle(self, name: str) -> Path:

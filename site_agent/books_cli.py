@@ -43,7 +43,7 @@ def ledger(
     table = Table("began", "data set", "study", "run", "steps charged", "handed over", "epsilon")
     for r in found["runs"]:
         steps = str(r["charged"]), str(r["handed_over"])
-        table.add_row(r["began"][:19], r["dataset"], r["study"][:12], r["run"], *steps, f"{r['epsilon']:.3g}")
+        table.add_row(r["began"][:10], r["dataset"], r["study"][:12], r["run"], *steps, f"{r['epsilon']:.3g}")
     if found["runs"]:
         Console().print(table)
     for warning in found["warnings"]:

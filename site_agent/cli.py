@@ -133,8 +133,9 @@ def approve(
     plan = priced_plan(manifest)
     typer.echo(f"{manifest.name}  {digest}")
     for s in plan.steps:
+        what = s.step.leaves_as(manifest.privacy.trust)
         typer.echo(
-            f"  {s.step.name}: {s.step.size:,} numbers of {s.step.part} patients leave as {s.step.cargo}, noise x{s.noise_multiplier:.3g}"
+            f"  {s.step.name}: {s.step.size:,} numbers of {s.step.part} patients leave as {what}, noise x{s.noise_multiplier:.3g}"
         )
     for g in guarantees(manifest.privacy, manifest.rounds.quorum, plan):
         typer.echo(f"  epsilon {g.epsilon:.3g} against the {g.adversary}, delta {g.delta:g}, per {g.unit}")

@@ -7,7 +7,6 @@ coordinator has no way to change either, so it cannot put itself between two sit
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -53,12 +52,6 @@ def write_roster(folder: Path, roster: Mapping[str, bytes]) -> None:
     """Install everybody's public identities, this site's among them. Studies approved under another roster must be approved again."""
     named = {s: base64.b64encode(k).decode() for s, k in sorted(roster.items())}
     files.write(folder / ROSTER, json.dumps(named, indent=1))
-
-
-def fingerprint(key: bytes) -> str:
-    """A public identity for people to compare: 32 hex digits of its SHA-256, in groups of four."""
-    digits = hashlib.sha256(key).hexdigest()[:32]
-    return " ".join(digits[k : k + 4] for k in range(0, 32, 4))
 
 
 def read_roster(file: Path) -> dict[str, bytes]:

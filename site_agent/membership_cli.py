@@ -24,8 +24,9 @@ def enrol(
     ],
 ) -> None:
     """Join a federation: keys are made here, their public halves registered. One outbound port; nothing listens."""
+    from medsynx.membership import fingerprint
     from site_agent.enrolment import enrol
-    from site_agent.identity import fingerprint, public_identity
+    from site_agent.identity import public_identity
     from site_agent.policy import SiteFolder
 
     try:
@@ -57,8 +58,9 @@ def roster(
 
     Studies of trust mode `secure-sum` are approved under one roster; after a change they must be approved again.
     """
+    from medsynx.membership import fingerprint
     from site_agent.enrolment import compared, fetch_roster
-    from site_agent.identity import ROSTER, fingerprint, public_identity, read_roster, write_roster
+    from site_agent.identity import ROSTER, public_identity, read_roster, write_roster
     from site_agent.policy import SiteFolder
 
     if (file is None) != fetch:
@@ -87,8 +89,9 @@ def roster(
 
 def rotate(dir: Folder, yes: Yes = False) -> None:
     """New keys for this site, signed for by the old identity. Rosters that name it, and approvals under them, must be renewed."""
+    from medsynx.membership import fingerprint
     from site_agent.enrolment import rotate
-    from site_agent.identity import fingerprint, public_identity
+    from site_agent.identity import public_identity
     from site_agent.policy import SiteFolder
 
     if not yes:

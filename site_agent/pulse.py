@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medsynx.errors import MedsynxError
-from medsynx.processes import Service, Supervisor
+from medsynx.processes import Service, Supervisor, held
 from site_agent.answers import Answers
 from site_agent.condition import Condition
 from site_agent.policy import SiteFolder
@@ -17,7 +17,7 @@ from site_agent.secure_sum import forget_old
 
 log = logging.getLogger("medsynx.site")
 
-FILE = "agent.prom"
+FILE, LOCK = "agent.prom", "run.lock"  #: the lock is the agent's for as long as it lives
 EVERY_SECONDS, STALE_SECONDS = 5.0, 30.0
 LOOK_SECONDS = 60.0  #: between two looks at the books
 
@@ -64,12 +64,14 @@ def _up(part: Service) -> bool:
 
 
 def check(site: Path) -> None:
-    """Raise ``agent-down`` unless the agent wrote lately that all its parts are up."""
+    """Raise ``agent-down`` unless the agent lives and wrote lately that all its parts are up."""
     file = site / FILE
     try:
         age, text = time.time() - file.stat().st_mtime, file.read_text("utf-8")
     except OSError:
         raise MedsynxError("agent-down", f"no agent of {site} has run") from None
+    if not held(site / LOCK):
+        raise MedsynxError("agent-down", f"the agent of {site} has ended")
     if not -STALE_SECONDS <= age <= STALE_SECONDS:
         raise MedsynxError("agent-down", f"the agent of {site} was last seen {age:,.0f} seconds ago")
     down = [

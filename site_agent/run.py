@@ -18,7 +18,7 @@ from medsynx.processes import Supervisor, alone, free_port
 from site_agent.enrolment import CA, NODE_KEY, SECRET, Enrolment, read_node_key
 from site_agent.identity import identity
 from site_agent.policy import SiteFolder
-from site_agent.pulse import EVERY_SECONDS, Pulse
+from site_agent.pulse import EVERY_SECONDS, LOCK, Pulse
 
 TEND_SECONDS = 1.0
 NOT_LET_IN = "[code: 2004]"  #: Flower's, for a key that is not registered or counts as online already
@@ -54,7 +54,7 @@ def run(folder: SiteFolder, tell: Callable[[str], None]) -> None:
         make_secret(path / SECRET)
     read_secret(path / SECRET)
     with (
-        alone(path / "run.lock", MedsynxError("already-running", f"the agent of {path} runs already")),
+        alone(path / LOCK, MedsynxError("already-running", f"the agent of {path} runs already")),
         Supervisor() as supervisor,
     ):
         node = supernode(

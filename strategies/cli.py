@@ -20,7 +20,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and 
 def serve(
     dir: Folder,
     tls_ca: Annotated[Path, typer.Option(help="PEM file of the CA that signed the certificate.")],
-    tls_cert: Annotated[Path, typer.Option(help="PEM file of the certificate: the public host and localhost.")],
+    tls_cert: Annotated[
+        Path, typer.Option(help="PEM file of the certificate: it names the public host and 127.0.0.1.")
+    ],
     tls_key: Annotated[Path, typer.Option(help="PEM file of its key.")],
     host: Annotated[str, typer.Option(help="Address that hospitals reach.")] = "0.0.0.0",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port that hospitals reach.")] = 8443,
@@ -64,6 +66,8 @@ def connect(
         registry = Registry(url.rstrip("/"), token, str(ca.resolve(strict=True)) if ca else None)
     except (OSError, UnicodeDecodeError) as error:
         raise MedsynxError("request-invalid", f"{getattr(error, 'filename', token_file)} cannot be read") from None
+    if len(token.split()) != 1:
+        raise MedsynxError("request-invalid", f"{token_file} must hold one token and nothing else")
     try:
         sites = [site for site, entry in registry.listed().items() if entry.enrolled]
     except httpx.HTTPStatusError as refused:
@@ -71,7 +75,12 @@ def connect(
         hint = "Make a new one with `medsynx server token create`." if code == "token-invalid" else None
         raise MedsynxError(code, f"{url} answered {refused.response.status_code}", hint=hint) from None
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, KeyError, TypeError) as error:
-        raise MedsynxError("federation-unreachable", f"{url} does not answer ({type(error).__name__})") from None
+        strange = "CERTIFICATE_VERIFY_FAILED" in str(error)
+        why = "its certificate is of another authority or host" if strange else type(error).__name__
+        hint = (
+            "Give --url as https://HOST:PORT of a server that runs, and --ca the authority that signed its certificate."
+        )
+        raise MedsynxError("federation-unreachable", f"{url} does not answer ({why})", hint=hint) from None
     write_secret(dir / "registry.json", json.dumps(vars(registry)).encode())
     typer.echo(f"connected; enrolled sites: {', '.join(sorted(sites)) or 'none yet'}")
 
@@ -154,8 +163,11 @@ def deliver(name: Annotated[str, typer.Argument(help="Of the run.")], dir: Folde
 @app.command()
 def runs(dir: Folder, as_json: AsJson = False) -> None:
     """List the runs: how they stand or ended, and how often they had to be started."""
+    from medsynx.errors import MedsynxError
     from strategies.coordinator import CoordinatorFolder
 
+    if not dir.is_dir():
+        raise MedsynxError("not-found", f"there is no folder {dir}", hint="Give --dir the coordinator's folder.")
     folder = CoordinatorFolder(dir)
     rows = []
     for name in sorted(p.parent.name for p in dir.glob("runs/*/request.json")):
@@ -174,6 +186,8 @@ def runs(dir: Folder, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(rows))
         return
+    if not rows:
+        typer.echo("no run was asked for yet; ask for one with `medsynx coordinator run`")
     for row in rows:
         code = f" ({row['code']})" if row["code"] else ""
         typer.echo(

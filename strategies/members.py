@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx
 
-from medsynx import logs
+from medsynx import files, logs
 from medsynx.errors import MedsynxError
 from strategies.control import Control
 from strategies.registry import Listed, Registry
@@ -66,9 +66,7 @@ def write_roster(folder: Path, roster: Mapping[str, int]) -> None:
     text = json.dumps({site: str(node) for site, node in roster.items()})
     target = folder / "roster.json"
     if not target.exists() or target.read_text("utf-8") != text:
-        part = target.with_suffix(".part")
-        part.write_text(text, "utf-8")
-        part.replace(target)
+        files.write(target, text)
 
 
 def follow_once(folder: Path, control: Control) -> str:

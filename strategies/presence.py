@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 
+from medsynx import files
 from strategies.control import Control
 from strategies.members import read_roster
 
@@ -35,9 +36,9 @@ class Presence:
                 online = self.control.online() if roster else set()
             except httpx.HTTPError:
                 online = set()
-            part = self.folder / "presence.json.part"
-            part.write_text(json.dumps({site: node in online for site, node in roster.items()}), "utf-8")
-            part.replace(self.folder / "presence.json")
+            there = {site: node in online for site, node in roster.items()}
+            if there != read_presence(self.folder):
+                files.write(self.folder / "presence.json", json.dumps(there))
         except (OSError, ValueError):
             (self.folder / "presence.json").unlink(missing_ok=True)
 

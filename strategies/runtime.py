@@ -28,7 +28,7 @@ ANY_ADDRESS = ("0.0.0.0", "::", "")
 
 @dataclass(frozen=True)
 class Tls:
-    """PEM files: who signed the server's certificate, the certificate (for localhost too), its key."""
+    """PEM files: who signed the server's certificate, the certificate (for 127.0.0.1 too), its key."""
 
     ca: Path
     cert: Path

@@ -7,7 +7,6 @@ it goes on behind its last exchange. If the service itself is killed, everything
 from __future__ import annotations
 
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,13 +16,15 @@ from typing import Any
 from medsynx.bundle import new_key
 from medsynx.errors import MedsynxError
 from medsynx.keys import private_folder
-from medsynx.processes import Supervisor, alone
+from medsynx.listening import require_port, require_trust
+from medsynx.processes import Supervisor, alone, held
 from strategies.coordinator import CoordinatorFolder
 from strategies.keeper import Keeper
 from strategies.presence import Presence
 from strategies.registry import Registry
 from strategies.runtime import Runtime, Tls
 
+LOCK = "service.lock"
 START_SECONDS = 90.0
 TICK_SECONDS = 0.3
 STOP_SECONDS = 60.0
@@ -36,14 +37,18 @@ def serve(
 
     Raises:
         MedsynxError: ``coordinator-busy`` when another service has the folder; ``federation-unreachable`` with the end of its log when SuperLink or
-            superexec die again and again, or at once when the gate's port is taken.
+            superexec die again and again; ``port-taken`` or ``request-invalid`` at once when it cannot listen with these ports, certificate and key.
     """
     coordinator = CoordinatorFolder(folder)
     with only(folder), Supervisor() as supervisor:
-        require_port(*gate)
+        require_trust(tls.cert, tls.key, tls.ca, "127.0.0.1")  # where its own parts reach the SuperLink
+        for place in (gate, ("127.0.0.1", private_port or 0)):
+            require_port(*place)
         if not (folder / "signing.pem").exists():
             new_key(folder / "signing.pem")
         registry = Registry.configured(folder / "registry.json")
+        if not registry.url:
+            tell("no server is named, so no hospital can enrol: run `medsynx coordinator connect`, then serve again")
         server = (registry.url, Path(registry.ca) if registry.ca else None) if registry.url else None
         runtime = Runtime(supervisor, folder, folder / "service", tls, gate, private_port, server)
         keeper, until = Keeper(coordinator, runtime.control), time.monotonic() + START_SECONDS
@@ -75,35 +80,14 @@ def check(supervisor: Supervisor) -> None:
 def only(folder: Path) -> Iterator[None]:
     """Hold the lock of the folder, which is its owner's alone. Raises ``coordinator-busy``."""
     private_folder(folder)
-    with alone(folder / "service.lock", MedsynxError("coordinator-busy", f"a coordinator serves {folder} already")):
+    with alone(folder / LOCK, MedsynxError("coordinator-busy", f"a coordinator serves {folder} already")):
         yield
 
 
-def require_port(host: str, port: int) -> None:
-    """Raise ``federation-unreachable`` when this machine cannot listen there."""
-    try:
-        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # as servers do: a connection that just ended is in nobody's way
-            probe.bind(place)
-    except OSError as error:
-        raise MedsynxError(
-            "federation-unreachable",
-            f"nothing can listen on {host}:{port}: {error.strerror}",
-            hint="Stop what has this port, or give another --host or --port.",
-        ) from None
-
-
 def require_service(folder: Path) -> None:
-    """Raise ``coordinator-down`` when no service has this folder."""
-    try:
-        with only(folder):
-            pass
-    except MedsynxError:
-        return
-    raise MedsynxError("coordinator-down", f"no coordinator serves {folder}")
+    """Raise ``coordinator-down`` when no service has this folder. Makes nothing, and is in nobody's way who asks the same."""
+    if not held(folder / LOCK):
+        raise MedsynxError("coordinator-down", f"no coordinator serves {folder}")
 
 
 def follow(folder: CoordinatorFolder, name: str, watch: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

@@ -73,7 +73,10 @@ def trust(db: Session, public_key: Path) -> str:
     try:
         print_ = fingerprint(public_key.read_bytes())
     except OSError:
-        raise MedsynxError("bundle-signature", f"{public_key} cannot be read") from None
+        hint = (
+            "Give signing.pem.pub of the coordinator's folder; `medsynx coordinator serve` makes it at its first start."
+        )
+        raise MedsynxError("request-invalid", f"{public_key} cannot be read", hint=hint) from None
     if db.get(Signer, print_) is None:
         db.add(Signer(fingerprint=print_))
         db.commit()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,7 +19,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from medsynx import __version__
+from medsynx import __version__, files
 from medsynx.errors import MedsynxError
 from site_agent.deid.catalogue import Catalogue
 from site_agent.deid.keys import SiteKey
@@ -160,13 +159,9 @@ def _canonical(body: dict[str, Any]) -> bytes:
 
 def write_private(path: Path, data: bytes) -> None:
     """Write a whole file with mode 0600, or none. Raises ``disk-full`` with what the disk says."""
-    part = path.with_name(path.name + ".part")
     try:
-        with os.fdopen(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as f:
-            f.write(data)
-        part.replace(path)
+        files.write(path, data, files.PRIVATE)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise MedsynxError("disk-full", f"{path} cannot be written: {error.strerror}") from None
 
 

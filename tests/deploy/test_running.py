@@ -18,7 +18,7 @@ from sqlmodel import Session
 
 from medsynx import logs
 from medsynx.errors import CODES, MedsynxError
-from medsynx.processes import Supervisor, free_port
+from medsynx.processes import Supervisor, alone, free_port
 from onehost.certificates import make_tls
 from server.app import create_app
 from server.auth import service as auth
@@ -159,8 +159,8 @@ def test_a_site_that_is_not_enrolled_says_so_and_is_not_well(tmp_path, study):
     assert done.returncode == CODES["agent-down"][0] and "[agent-down]" in done.stderr
 
 
-def test_the_agents_pulse_tells_when_a_part_is_down_or_it_is_silent(tmp_path, monkeypatch):
-    with Supervisor() as supervisor:
+def test_the_agents_pulse_tells_when_a_part_is_down_or_it_is_silent_or_gone(tmp_path, monkeypatch):
+    with Supervisor() as supervisor, alone(tmp_path / pulse.LOCK, MedsynxError("already-running", "")):
         for name, seconds in (("executor", "60"), ("supernode", "0")):
             supervisor.start(name, ["sleep", seconds], tmp_path / "log", {"PATH": "/usr/bin:/bin"})
         pulse.beat(tmp_path, supervisor)
@@ -171,9 +171,12 @@ def test_the_agents_pulse_tells_when_a_part_is_down_or_it_is_silent(tmp_path, mo
         del supervisor.services["supernode"]
         pulse.beat(tmp_path, supervisor)
         pulse.check(tmp_path)
-    now = time.time()
-    monkeypatch.setattr(pulse.time, "time", lambda: now + 60)
-    with pytest.raises(MedsynxError, match="last seen 60 seconds ago"):
+        now = time.time()
+        monkeypatch.setattr(pulse.time, "time", lambda: now + 60)
+        with pytest.raises(MedsynxError, match="last seen 60 seconds ago"):
+            pulse.check(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(MedsynxError, match="has ended"):  # at once, though what it wrote is of now
         pulse.check(tmp_path)
 
 

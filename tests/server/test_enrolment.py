@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi.testclient import TestClient
 from sqlmodel import Session
+from typer.testing import CliRunner
 
 from medsynx import membership
 from medsynx.errors import MedsynxError
@@ -199,8 +200,6 @@ def test_leaving_and_coming_back(client, db):
 
 
 def test_the_commands(tmp_path, ca):
-    from typer.testing import CliRunner
-
     from server.cli import app
 
     def run(*words):
@@ -221,6 +220,14 @@ def test_the_commands(tmp_path, ca):
     listed = json.loads(run("site", "list", "--json"))
     assert [i["site"] for i in listed["invited"]] == ["north", "west"] and "msj_" not in json.dumps(listed)
     assert run("site", "revoke", "west") == "site-unknown" and run("site", "rotate", "west") == "site-unknown"
+
+
+def test_the_list_shows_what_sites_compare_over_the_telephone(client, db, tmp_path):
+    from server.cli import app
+
+    north, _ = enrolled(client, db)
+    shown = CliRunner().invoke(app, ["site", "list", "--dir", str(tmp_path / "server")]).output
+    assert membership.fingerprint(north.identity.public_key().public_bytes_raw()) in shown
 
 
 def test_junk_holds_up_nobody(client, db):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 
 import pytest
 from fastapi.testclient import TestClient
@@ -221,3 +222,14 @@ def test_half_a_certificate_is_none(app, tmp_path):
     for given in (("--tls-cert", tls.cert), ("--tls-key", tls.key), ("--tls-cert", tls.cert, "--tls-key", tls.ca)):
         refused = run("serve", "--dir", app.state.folder.path, *given).exception
         assert isinstance(refused, MedsynxError) and refused.code == "request-invalid"
+
+
+def test_a_port_that_is_taken_is_said(app):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run("serve", "--dir", app.state.folder.path, "--port", taken.getsockname()[1])
+    assert done.exception.code == "port-taken" and "MedSynX server on" not in done.output
+
+
+def test_a_key_that_is_not_there_is_not_a_wrong_bundle(app, tmp_path):
+    refused = run("trust", "--dir", app.state.folder.path, tmp_path / "signing.pem.pub").exception
+    assert refused.code == "request-invalid" and "coordinator serve" in refused.hint

@@ -54,6 +54,18 @@ def decided(site):
     return [(e["kind"], e["by"]) for e in Door(site).audit.chain.entries() if e["kind"].startswith("study-")]
 
 
+@pytest.mark.parametrize("trust", ["local", "secure-sum"])
+def test_the_officer_is_told_whether_a_sum_leaves_masked(desk, raw_study, trust):
+    site, file, _ = desk
+    raw_study["privacy"]["trust"], raw_study["rounds"]["quorum"] = trust, 3
+    file.write_text(yaml.safe_dump(raw_study))
+    shown = (
+        CliRunner().invoke(app, ["approve", "--dir", str(site.path), str(file), "--by", "Dr. Grey"], input="n\n").output
+    )
+    masked, bare = "leave as a masked sum", "leave as a noised sum, not masked"
+    assert (masked in shown, bare in shown) == (trust == "secure-sum", trust == "local"), shown
+
+
 def test_from_pending_to_approved_to_refused_and_back(desk):
     site, file, study = desk
     assert ask(site, study) == "study-not-approved" and listed(site) == [("pending", None)], "known by its digest only"

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from medsynx.errors import MedsynxError
 from medsynx.generators.base import State
-from medsynx.processes import Supervisor
+from medsynx.processes import Supervisor, alone
 from medsynx.wire import Request
 from site_agent import clock, pulse
 from site_agent.cli import app
@@ -53,7 +53,7 @@ def test_answers_refusals_and_ends_of_approvals(site, study):
 def test_broken_books_make_a_site_unwell_though_its_agent_runs(site, study, tmp_path, gone):
     site.approve(study, "table", expires=datetime.now(UTC) + timedelta(days=1))
     assert ask(site, study.digest) is None
-    with Supervisor() as supervisor:
+    with Supervisor() as supervisor, alone(site.path / pulse.LOCK, MedsynxError("already-running", "")):
         supervisor.start("executor", ["sleep", "60"], tmp_path / "log")
         heart = pulse.Pulse(site)
         heart.beat(supervisor)

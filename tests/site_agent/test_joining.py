@@ -292,6 +292,7 @@ def test_the_coordinator_connects_to_its_server(federation, tmp_path):
     assert connect(federation.url, token) == "federation-unreachable", "not a CA of the system"
     assert connect(f"https://localhost:{free_port()}", token, *ca) == "federation-unreachable"
     assert connect("nonsense", token) == "federation-unreachable"
+    assert connect(federation.url, f"{token}\n{token}", *ca) == "request-invalid", "two tokens in one file"
     assert connect(federation.url, token, "--ca", tmp_path / "none") == "request-invalid"
     assert not (tmp_path / "c" / "registry.json").exists()
     assert "connected" in connect(f"{federation.url}/", token, *ca)

@@ -134,6 +134,18 @@ def test_what_is_asked_wrongly_is_refused_by_name(kept, study):
         require_service(folder.path)
 
 
+def test_who_asks_for_the_service_makes_nothing_and_is_not_taken_for_it(tmp_path):
+    with pytest.raises(MedsynxError, match="no coordinator serves"):
+        require_service(tmp_path / "typo")
+    assert not (tmp_path / "typo").exists()
+    with only(tmp_path / "c"):
+        pass
+    with (tmp_path / "c" / "service.lock").open() as another:
+        fcntl.flock(another, fcntl.LOCK_SH)  # asks at this moment too
+        with pytest.raises(MedsynxError, match="no coordinator serves"):
+            require_service(tmp_path / "c")
+
+
 def test_a_service_that_was_restarted_often_does_not_fail_its_runs(kept):
     folder, flower, _ = kept
     for _ in range(3 * LIMIT):

@@ -52,3 +52,9 @@ def test_the_command_asks_a_service_that_is_up(presence):
     with only(presence.folder):
         assert CliRunner().invoke(app, ask).output == "east  online\nwest  offline\n"
         assert json.loads(CliRunner().invoke(app, [*ask, "--json"]).output) == {"east": True, "west": False}
+
+
+def test_no_runs_and_no_folder_are_two_things(tmp_path):
+    assert "no run was asked for yet" in CliRunner().invoke(app, ["runs", "--dir", str(tmp_path)]).output
+    assert CliRunner().invoke(app, ["runs", "--dir", str(tmp_path), "--json"]).output == "[]\n"
+    assert CliRunner().invoke(app, ["runs", "--dir", str(tmp_path / "typo")]).exception.code == "not-found"

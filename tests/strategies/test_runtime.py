@@ -9,10 +9,11 @@ import pytest
 import uvicorn
 
 from medsynx.errors import MedsynxError
+from medsynx.listening import require_port, require_trust
 from medsynx.processes import Supervisor, free_port
 from onehost.certificates import make_tls
 from strategies import service, superlink
-from strategies.runtime import Runtime
+from strategies.runtime import Runtime, Tls
 
 
 class Healthy(BaseHTTPRequestHandler):
@@ -70,7 +71,40 @@ def test_a_port_that_is_taken_is_said_before_anything_is_started(tmp_path, liste
     tls, _ = listening
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(MedsynxError, match=f"127.0.0.1:{port}: Address already in use") as told:
-            service.serve(tmp_path / "c", tls, ("127.0.0.1", port), print)
-    assert told.value.code == "federation-unreachable" and not (tmp_path / "c" / "service").exists()
-    service.require_port("127.0.0.1", port)
+        for gate, private in ((port, None), (free_port(), port)):
+            with pytest.raises(MedsynxError, match=f":{port}: Address already in use") as told:
+                service.serve(tmp_path / "c", tls, ("127.0.0.1", gate), print, private)
+            assert told.value.code == "port-taken" and not (tmp_path / "c" / "service").exists()
+    require_port("127.0.0.1", port)
+
+
+def test_a_service_that_no_hospital_can_enrol_at_says_so(tmp_path, listening, monkeypatch):
+    told = []
+
+    def start(runtime):
+        raise RuntimeError("started")
+
+    monkeypatch.setattr(Runtime, "start", start)
+    for registry in ("{}", '{"url": "https://server.example"}'):
+        (tmp_path / "c").mkdir(exist_ok=True)
+        (tmp_path / "c" / "registry.json").write_text(registry)
+        with pytest.raises(RuntimeError, match="started"):
+            service.serve(tmp_path / "c", listening[0], ("127.0.0.1", free_port()), told.append)
+    assert len(told) == 1 and "medsynx coordinator connect" in told[0]
+
+
+def test_a_certificate_that_hospitals_or_its_own_parts_would_not_take_is_said_before_anything_is_started(tmp_path):
+    """Else the SuperLink is started in vain for a minute."""
+    tls, other = make_tls(tmp_path / "tls"), make_tls(tmp_path / "other")
+    require_trust(tls.cert, tls.key, tls.ca, "127.0.0.1")
+    for wrong, why in (
+        (Tls(other.ca, tls.cert, tls.key), "unable to get local issuer certificate"),
+        (Tls(tls.ca, tls.cert, other.key), "KEY_VALUES_MISMATCH"),
+        (Tls(tls.ca, tmp_path / "none", tls.key), "No such file"),
+        (Tls(tls.key, tls.cert, tls.key), "no certificate authority"),
+    ):
+        with pytest.raises(MedsynxError, match=why) as told:
+            service.serve(tmp_path / "c", wrong, ("127.0.0.1", free_port()), print)
+        assert told.value.code == "request-invalid" and not (tmp_path / "c" / "service").exists()
+    with pytest.raises(MedsynxError, match="certificate is not valid for"):
+        require_trust(tls.cert, tls.key, tls.ca, "127.0.0.2")
