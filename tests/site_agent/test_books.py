@@ -259,13 +259,19 @@ def code(call) -> str:
     return caught.value.code
 
 
-def test_an_older_ledger_is_refused_until_it_is_acknowledged_and_then_refunds_nothing(tmp_path):
-    path = tmp_path / "ledger.sqlite"
+def put_back(folder):
+    """A ledger of two rows, put back over one of five, and the chain that wrote these."""
+    path = folder / "ledger.sqlite"
     chain = Chain(path)
     rows(chain, 2)
-    shutil.copy(path, tmp_path / "old")
+    shutil.copy(path, folder / "old")
     rows(chain, 3, "later")
-    shutil.copy(tmp_path / "old", path)
+    shutil.copy(folder / "old", path)
+    return path, chain
+
+
+def test_an_older_ledger_is_refused_until_it_is_acknowledged_and_then_refunds_nothing(tmp_path):
+    path, _ = put_back(tmp_path)
     again = Chain(path)
     assert again.behind_witness() and len(again.entries()) == 2, "it can be read"
     assert code(lambda: again.append({"word": "more"})) == "ledger-broken"
@@ -277,12 +283,7 @@ def test_an_older_ledger_is_refused_until_it_is_acknowledged_and_then_refunds_no
 
 
 def test_a_damaged_witness_gives_back_what_can_be_read_and_is_kept(tmp_path):
-    path = tmp_path / "ledger.sqlite"
-    chain = Chain(path)
-    rows(chain, 2)
-    shutil.copy(path, tmp_path / "old")
-    rows(chain, 3, "later")
-    shutil.copy(tmp_path / "old", path)
+    path, chain = put_back(tmp_path)
     lines = chain.witness.path.read_bytes().split(b"\n")
     lines[2] = lines[2][:30]
     chain.witness.path.write_bytes(b"\n".join(lines))
