@@ -88,11 +88,14 @@ def connect(
 @app.command()
 def sites(dir: Folder, as_json: AsJson = False) -> None:
     """List the hospitals and whether they are online. One that fell silent counts as online for up to a minute."""
+    from strategies.members import TROUBLE
     from strategies.presence import read_presence
     from strategies.service import require_service
 
     require_service(dir)
     there = read_presence(dir)
+    if (file := dir / TROUBLE).exists() and (trouble := file.read_text("utf-8")):
+        typer.echo(f"new hospitals and keys are not taken up: {trouble}", err=True)
     if as_json:
         typer.echo(json.dumps(there))
         return

@@ -13,6 +13,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -24,6 +25,7 @@ from strategies.registry import Listed, Registry
 
 log = logging.getLogger("medsynx.members")
 POLL_SECONDS = 2.0
+TROUBLE = "members.trouble"  #: file of the coordinator's folder: why the list is not followed; empty while it is
 
 
 def reconcile(control: Control, listed: Mapping[str, Listed], before: Mapping[str, int]) -> dict[str, int]:
@@ -100,11 +102,13 @@ def follow(folder: Path, control: Control) -> None:
     """Follow the server's list for ever. While server or SuperLink are away everything stays as it is."""
     if not Registry.configured(folder / "registry.json").url:
         raise MedsynxError("federation-unreachable", f"{folder / 'registry.json'} does not name the server")
-    trouble = ""
+    before: str | None = None  # what an earlier process wrote may be over
     while True:
-        before, trouble = trouble, follow_once(folder, control)
-        if trouble != before:
-            log.error("the list of sites is not followed: %s", trouble) if trouble else log.info("followed again")
+        if (trouble := follow_once(folder, control)) != before:
+            with suppress(OSError):  # no room: the log has it
+                files.write(folder / TROUBLE, trouble)
+            log.error("the list of sites is not followed: %s", trouble) if trouble else log.info("the list is followed")
+        before = trouble
         time.sleep(POLL_SECONDS)
 
 

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from medsynx.errors import MedsynxError
-from strategies.members import follow, follow_once, read_roster, reconcile, write_roster
+from strategies.members import TROUBLE, follow, follow_once, read_roster, reconcile, write_roster
 from strategies.registry import Listed, Registry
 
 
@@ -117,4 +117,8 @@ def test_a_list_that_cannot_be_read_changes_nothing(tmp_path, monkeypatch, sites
     monkeypatch.setattr("strategies.members.time.sleep", slept)
     with pytest.raises(InterruptedError):
         follow(tmp_path, link)
-    assert link.calls == []
+    assert link.calls == [] and (tmp_path / TROUBLE).read_text()
+    monkeypatch.setattr("strategies.members.follow_once", lambda *told: "")
+    with pytest.raises(InterruptedError):
+        follow(tmp_path, link)
+    assert (tmp_path / TROUBLE).read_text() == "", "also what an earlier process wrote"

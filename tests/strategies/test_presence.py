@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from strategies.cli import app
-from strategies.members import write_roster
+from strategies.members import TROUBLE, write_roster
 from strategies.presence import Presence, read_presence
 from strategies.service import only
 
@@ -52,6 +52,9 @@ def test_the_command_asks_a_service_that_is_up(presence):
     with only(presence.folder):
         assert CliRunner().invoke(app, ask).output == "east  online\nwest  offline\n"
         assert json.loads(CliRunner().invoke(app, [*ask, "--json"]).output) == {"east": True, "west": False}
+        (presence.folder / TROUBLE).write_text("the token has expired")
+        told = CliRunner().invoke(app, [*ask, "--json"])
+        assert "are not taken up: the token has expired" in told.stderr and json.loads(told.stdout)["east"]
 
 
 def test_no_runs_and_no_folder_are_two_things(tmp_path):
