@@ -95,7 +95,7 @@ def sites(dir: Folder, as_json: AsJson = False) -> None:
     require_service(dir)
     there = read_presence(dir)
     if (file := dir / TROUBLE).exists() and (trouble := file.read_text("utf-8")):
-        typer.echo(f"new hospitals and keys are not taken up: {trouble}", err=True)
+        typer.echo(f"the list of hospitals is not followed: {trouble}", err=True)
     if as_json:
         typer.echo(json.dumps(there))
         return

@@ -54,7 +54,7 @@ def test_the_command_asks_a_service_that_is_up(presence):
         assert json.loads(CliRunner().invoke(app, [*ask, "--json"]).output) == {"east": True, "west": False}
         (presence.folder / TROUBLE).write_text("the token has expired")
         told = CliRunner().invoke(app, [*ask, "--json"])
-        assert "are not taken up: the token has expired" in told.stderr and json.loads(told.stdout)["east"]
+        assert "is not followed: the token has expired" in told.stderr and json.loads(told.stdout)["east"]
 
 
 def test_no_runs_and_no_folder_are_two_things(tmp_path):
