@@ -263,6 +263,7 @@ def test_the_coordinators_service_itself_is_killed_and_its_next_one_goes_on(fiel
         argv += ["--tls-ca", str(tls.ca), "--tls-cert", str(tls.cert), "--tls-key", str(tls.key)]
         argv += ["--port", str(gate), "--private-port", str(private)]
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline().startswith("no server is named"), "hospitals could not enrol here"
         assert process.stdout.readline().startswith("ready"), "the service is up"
         return process
 
