@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from medsynx.errors import MedsynxError
 from site_agent import clock
+from site_agent.database import create, opened
 from site_agent.witness import Row, Witness
 
 GENESIS = "0" * 64
@@ -39,22 +39,12 @@ class Chain:
         self.path, self.witness = path, Witness(path)
         if not path.exists():
             self.witness.create()
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+            create(path)
         with self._open() as db:
             db.executescript(SCHEMA)
 
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-        try:
-            db.execute("PRAGMA synchronous=FULL")
-            yield db
-        except sqlite3.DatabaseError as error:
-            if type(error) is not sqlite3.DatabaseError:  # locked, no room, append-only: not a spoilt file
-                raise
-            raise MedsynxError("ledger-broken", f"{self.path.name} is damaged and cannot be read") from None
-        finally:
-            db.close()
+    def _open(self) -> AbstractContextManager[sqlite3.Connection]:
+        return opened(self.path, MedsynxError("ledger-broken", f"{self.path.name} is damaged and cannot be read"))
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:

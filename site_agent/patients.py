@@ -10,14 +10,14 @@ budget in a data set that is ``apart``, so such a data set is refused while the 
 from __future__ import annotations
 
 import hashlib
-import os
 import sqlite3
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from medsynx.errors import MedsynxError
 from site_agent.chain import Chain
+from site_agent.database import create, opened
 from site_agent.ingest import Marks
 
 #: Two people may have equal records. More of the smaller data set than this, and they are taken for the same people.
@@ -39,7 +39,7 @@ class PatientBook:
     def __init__(self, path: Path, ledger: Chain) -> None:
         self.path, self.ledger = path, ledger
         if not path.exists():
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+            create(path)
         with self._open() as db:
             db.executescript(SCHEMA)
 
@@ -94,18 +94,10 @@ class PatientBook:
         """Data set -> digest of all who were ever noted of it."""
         return {e["dataset"]: e["digest"] for e in self.ledger.entries() if e["kind"] == "noted"}
 
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-        try:
-            yield db
-        except sqlite3.DatabaseError as error:
-            if type(error) is not sqlite3.DatabaseError:  # locked, no room: not a spoilt file
-                raise
-            hint = "Put its newest back-up in its place. Without one, move it away: no data set can be apart from those noted in it then."
-            raise MedsynxError("patients-lost", f"{self.path.name} is damaged and cannot be read", hint=hint) from None
-        finally:
-            db.close()
+    def _open(self) -> AbstractContextManager[sqlite3.Connection]:
+        hint = "Put its newest back-up in its place. Without one, move it away: no data set can be apart from those noted in it then."
+        what = f"{self.path.name} is damaged and cannot be read"
+        return opened(self.path, MedsynxError("patients-lost", what, hint=hint))
 
 
 def _digest(db: sqlite3.Connection, dataset: str) -> str:

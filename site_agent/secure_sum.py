@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from medsynx.secure_sum.site import Mask, Session
 from medsynx.secure_sum.terms import Message, Terms, refused
 from medsynx.wire import Reply
 from site_agent.audit import Audit
+from site_agent.database import create, opened
 from site_agent.identity import identity
 from site_agent.policy import SiteFolder
 from site_agent.traffic import message_bytes
@@ -47,7 +47,7 @@ class SecureSums:
         self.folder, self.audit = folder, audit
         self.path = folder.path / FILE
         if not self.path.exists():
-            os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o600))
+            create(self.path)
         with _open(self.path) as db:
             db.execute(
                 "CREATE TABLE IF NOT EXISTS session (tag TEXT PRIMARY KEY, at REAL NOT NULL, body TEXT NOT NULL)"
@@ -116,15 +116,8 @@ def _forget_old(db: sqlite3.Connection) -> None:
 
 @contextmanager
 def _open(path: Path) -> Iterator[sqlite3.Connection]:
-    db = sqlite3.connect(path, timeout=30, isolation_level=None)
-    try:
-        db.execute("PRAGMA synchronous=FULL")
+    hint = "Move it away, and put no older copy in its place: sums under way fail, later ones begin anew."
+    spoilt = MedsynxError("secure-sum-refused", f"{path.name} is damaged and cannot be read", hint=hint)
+    with opened(path, spoilt) as db:
         db.execute("PRAGMA secure_delete=ON")
         yield db
-    except sqlite3.DatabaseError as error:
-        if type(error) is not sqlite3.DatabaseError:  # locked, no room: not a spoilt file
-            raise
-        hint = "Move it away, and put no older copy in its place: sums under way fail, later ones begin anew."
-        raise MedsynxError("secure-sum-refused", f"{path.name} is damaged and cannot be read", hint=hint) from None
-    finally:
-        db.close()
