@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from medsynx import files
-from medsynx.bundle import read_bundle
 from medsynx.errors import MedsynxError
 from medsynx.keys import private_folder
 from medsynx.study import Study, parse_study
@@ -182,7 +181,8 @@ def deliver(folder: CoordinatorFolder, name: str, study: Study) -> str | None:
     made = published(target, study, folder.path / "signing.pem")
     if made is None:
         raise MedsynxError("not-found", f"run {name} has no bundle", hint="Only a run that came to its end has one.")
-    bundle, report, evaluation = made
+    bundle, report, held = made
+    evaluation = held.json("evaluation.json")
     generator = registry.upload(bundle)
     progress = {**(folder.progress(name) or {}), "status": "finished", "message": None, "generator_id": generator}
     _write(target / "progress.json", progress)
@@ -193,7 +193,7 @@ def deliver(folder: CoordinatorFolder, name: str, study: Study) -> str | None:
         target / "result.json",
         {
             "status": "finished",
-            "seconds": round(read_bundle(bundle).json("rounds.json")["seconds"], 1),
+            "seconds": round(held.json("rounds.json")["seconds"], 1),
             "rounds": len(rounds),
             "sites": sorted({site for r in rounds for site in r["answered"]}),
             "missing": {site: why for r in rounds for site, why in r["missing"].items()},

@@ -10,7 +10,7 @@ from typing import Any
 from evaluation import results
 from evaluation.report import render
 from medsynx import __version__
-from medsynx.bundle import fingerprint, read_bundle, write_bundle
+from medsynx.bundle import Bundle, fingerprint, read_bundle, write_bundle
 from medsynx.errors import MedsynxError
 from medsynx.privacy import statement
 from medsynx.study import Study
@@ -84,8 +84,8 @@ def publish(
     return bundle, report, evaluation
 
 
-def published(folder: Path, study: Study, key_file: Path) -> tuple[Path, Path, dict[str, Any]] | None:
-    """What :func:`publish` returned when the run came this far before; None when its bundle is not there whole.
+def published(folder: Path, study: Study, key_file: Path) -> tuple[Path, Path, Bundle] | None:
+    """Paths of bundle and report, and the bundle as read, when the run came this far before; None when its bundle is not there whole.
 
     A second bundle of one run would differ in its seconds at least, and so be a second generator at the server.
     """
@@ -93,7 +93,7 @@ def published(folder: Path, study: Study, key_file: Path) -> tuple[Path, Path, d
     try:
         own = fingerprint(key_file.with_name(f"{key_file.name}.pub").read_bytes())
         held = read_bundle(bundle, trusted=frozenset({own}))
-        return (bundle, report, held.json("evaluation.json")) if held.study.digest == study.digest else None
+        return (bundle, report, held) if held.study.digest == study.digest else None
     except (MedsynxError, OSError):
         return None
 
