@@ -10,9 +10,10 @@ import multiprocessing
 import os
 import shutil
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -115,9 +116,10 @@ def run(
         filing = _Filing(place, dataset, key)
         settings = Settings(key, recipe, aside, place.catalogue.withdrawn())
         try:
-            for done, (source, outcome) in enumerate(_outcomes(find(roots), filing, settings, jobs), 1):
-                filing.file(source, outcome)
-                progress(done, source.name)
+            with closing(_outcomes(find(roots), filing, settings, jobs)) as outcomes:
+                for done, (source, outcome) in enumerate(outcomes, 1):
+                    filing.file(source, outcome)
+                    progress(done, source.name)
             filing.finish()
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -228,7 +230,7 @@ class _Filing:
 
 def _outcomes(
     sources: Iterator[Source], filing: _Filing, settings: Settings, jobs: int
-) -> Iterator[tuple[Source, Outcome | None]]:
+) -> Generator[tuple[Source, Outcome | None]]:
     """Outcomes in the order of the sources; None for what an earlier run finished. Survives a decoder that kills its process."""
     pool = _pool(settings, jobs)
     waiting: deque[tuple[Source, str, Future[Outcome] | None]] = deque()
@@ -247,7 +249,7 @@ def _outcomes(
             try:
                 yield source, future.result() if future else None
             except BrokenProcessPool:
-                pool.shutdown(wait=False, cancel_futures=True)
+                pool.shutdown(cancel_futures=True)
                 yield source, _alone_again(source, mac, settings)
                 pool = _pool(settings, jobs)
                 again = list(waiting)
@@ -257,7 +259,7 @@ def _outcomes(
                         other_future = pool.submit(work, other, other_mac)
                     waiting.append((other, other_mac, other_future))
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)  # waits: nothing may be written aside once the run has ended
 
 
 def _pool(settings: Settings, jobs: int) -> ProcessPoolExecutor:

@@ -223,7 +223,8 @@ def test_kill_9_of_a_supernode_in_a_run_ends_within_the_deadlines(deployed):
     result = finish(deployed, study, "killed", seconds=4 * 25 + 60, meanwhile=kill_once)
     assert killed
     if result["status"] == "finished":
-        assert set(result["missing"]) <= {"west"} and result["missing"].get("west") in ("late", "offline", None)
+        # late, and set aside after two of these, while Flower still counts it as online; offline afterwards
+        assert set(result["missing"].items()) <= {("west", why) for why in ("late", "set-aside", "offline")}
         assert {"east", "north"} <= set(result["sites"])
     else:
         assert result["code"] == "quorum-lost" and "west" in result["message"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -27,7 +28,7 @@ from site_agent.deid.engine import Folder, run
 from site_agent.deid.keys import SiteKey
 from site_agent.deid.recipe import Recipe
 from site_agent.deid.sources import Source, find
-from site_agent.deid.worker import Settings, Worker, seal, unseal
+from site_agent.deid.worker import Settings, Worker, seal, unseal, work
 from tests.site_agent.deid.helpers import FAMILY, KEY, MRN, deid, image, medsynx, read_test_file, smooth, to_bytes
 
 NO_PIXELS = Recipe(clean_pixel_data=False)
@@ -353,6 +354,13 @@ def test_the_map_is_for_its_owner(src, tmp_path, key):
     assert (tmp_path / "map.json").stat().st_mode & 0o777 == 0o600
 
 
+def unhurried(source, mac):
+    """Stands in for a decoder that is still at the third file when the second cannot be filed."""
+    if source.name.endswith("2.dat"):
+        time.sleep(1)
+    return work(source, mac)
+
+
 def test_a_full_disk_stops_the_run_and_it_goes_on_later(src, tmp_path, monkeypatch):
     worker = Worker(Settings(KEY, NO_PIXELS, tmp_path))
     with monkeypatch.context() as m:
@@ -370,8 +378,10 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_later(src, tmp_path, monkeypat
 
     with monkeypatch.context() as m:
         m.setattr(Path, "replace", replace)
+        m.setattr(engine, "work", unhurried)
         with pytest.raises(MedsynxError) as full:
             run_here([src], tmp_path / "dst")
+    assert not multiprocessing.active_children(), "nobody writes on behind a run that has ended"
     assert full.value.code == "disk-full" and len(files_of(tmp_path / "dst")) == 1
     assert not (tmp_path / "dst" / ".medsynx" / "aside").exists()
     tally = run_here([src], tmp_path / "dst")
@@ -382,8 +392,6 @@ def crash(source, mac):
     """Stands in for a decoder that kills its process on one file."""
     if source.name.endswith("1.dat"):
         os.kill(os.getpid(), signal.SIGKILL)
-    from site_agent.deid.worker import work
-
     return work(source, mac)
 
 
