@@ -1,5 +1,9 @@
 """Flower's SuperNode, with the loop that takes messages and sends replies made sound, and asking every second in place of three.
 
+A line that goes dead must cost a hospital no more than the time it is dead. flwr's SuperNode gives up when a TLS handshake meets its time limit, or
+at one answer of 500; its process then lives on and asks nothing for ever. A heartbeat that fails so ends the heartbeats alone. Here a handshake is
+tried again like any other request, and a SuperNode that has given up ends, for whoever runs it to start another.
+
 flwr's loop takes one message and then sends whichever reply it finds. A message may get two: its run ended while the reply was being stored, or a
 process was spoken for that had just answered. From then on every reply would wait for the next message, and the site be late for ever. Here a reply
 to a message that is done with is dropped. And a reply whose content never comes, because its sender was killed, is given up instead of waited for.
@@ -9,11 +13,20 @@ flwr internals used here are pinned by ``flwr==1.41.*`` and a contract test.
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Sequence
 from functools import wraps
+from logging import ERROR
 from typing import Any
 
+import httpx
+from flwr.supercore import log
+from flwr.supercore.exit import ExitCode, flwr_exit
+from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.retry import RetryInvoker, make_simple_http_retry_invoker
+from flwr.supernode import fleet_http_connection as line
 from flwr.supernode import start_client_internal as flower
 
 POLL_SECONDS = 1.0
@@ -65,8 +78,30 @@ class Objects:
         return content
 
 
+class Heart(HeartbeatSender):
+    """Flower's, which ends the process when it can beat no more: the site would count as offline and not know."""
+
+    def _run(self) -> None:
+        try:
+            super()._run()
+        except Exception as error:
+            log(ERROR, "no heartbeat: %s", type(error).__name__)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def patient() -> RetryInvoker:
+    """Flower's way to try requests again, for which a limit of time in a TLS handshake is a limit of time like any other."""
+    invoker = make_simple_http_retry_invoker()
+    hopeless = invoker.should_giveup
+    assert hopeless is not None
+    invoker.should_giveup = lambda error: not isinstance(error, httpx.TimeoutException) and hopeless(error)
+    return invoker
+
+
 def make_sound() -> None:
-    """Put both in Flower's loop. Once a process."""
+    """Put all of it in Flower's loop. Once a process."""
+    connection: Any = line
+    connection.make_simple_http_retry_invoker, connection.HeartbeatSender = patient, Heart
     loop: Any = flower
     push, pull = loop._push_messages, loop._pull_and_store_message
 
@@ -88,7 +123,12 @@ def main() -> None:
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
     make_sound()
-    flower_supernode()
+    try:
+        flower_supernode()
+    except Exception as error:
+        log(ERROR, "the SuperNode failed: %s", type(error).__name__)
+    # It asks no more, and its server on loopback would keep the process.
+    flwr_exit(ExitCode.SUPERNODE_CONNECTION_ERROR, "the coordinator was lost")
 
 
 if __name__ == "__main__":

@@ -34,9 +34,18 @@ class Field:
         folder: everything goes here.
         study, more: approved at every site.
         rows: of each site's table; a larger one makes its steps slower.
+        federation: how its parts are connected.
     """
 
-    def __init__(self, folder: Path, supervisor: Supervisor, study: Study, rows: dict[str, int], *more: Study) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        supervisor: Supervisor,
+        study: Study,
+        rows: dict[str, int],
+        *more: Study,
+        federation: type[LocalFederation] = LocalFederation,
+    ) -> None:
         self.study, self.sites = study, {name: folder / "sites" / name for name in rows}
         limits = {"epsilon_lifetime": 100, "trust": ("local", "secure-sum")}
         for number, (name, count) in enumerate(rows.items()):
@@ -48,7 +57,7 @@ class Field:
         self.coordinator = CoordinatorFolder(folder / "coordinator")
         self.coordinator.add_study(study)
         new_key(self.coordinator.path / "signing.pem")
-        self.federation = LocalFederation(supervisor, folder / "federation", self.sites, self.coordinator.path)
+        self.federation = federation(supervisor, folder / "federation", self.sites, self.coordinator.path)
         self.federation.up(seconds=max(120.0, 45.0 * len(rows)))
 
     def ask(self, run: str, study: Study | None = None) -> None:

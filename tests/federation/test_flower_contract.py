@@ -27,6 +27,8 @@ def test_internal_names_are_where_we_import_them():
         "object_store",
     ]
     assert "_pull_and_store_message" in inspect.getsource(site_agent.supernode.flower.start_client_internal)
+    connection = inspect.getsource(site_agent.supernode.line.http_request_response)
+    assert "make_simple_http_retry_invoker()" in connection and "HeartbeatSender(send_node_heartbeat)" in connection
     assert list(inspect.signature(pull_task_input).parameters) == ["client"]
     assert list(inspect.signature(push_message).parameters) == ["client", "message", "context"]
     assert list(inspect.signature(push_task_output).parameters)[:4] == ["client", "context", "sub_status", "details"]

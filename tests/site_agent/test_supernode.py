@@ -1,8 +1,12 @@
 """Flower's own loop, state and object store, with the SuperNode's calls to the SuperLink played: every message is answered by its own reply."""
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 
+import httpx
 import pytest
 from flwr.app import ConfigRecord, Message, Metadata, RecordDict
 from flwr.app.error import Error
@@ -22,6 +26,8 @@ def loop(monkeypatch):
     """The two halves of Flower's loop as the agent runs them, a state and an object store."""
     for name in ("_push_messages", "_pull_and_store_message"):
         monkeypatch.setattr(flower, name, getattr(flower, name))  # given back after the test
+    for name in ("make_simple_http_retry_invoker", "HeartbeatSender"):
+        monkeypatch.setattr(supernode.line, name, getattr(supernode.line, name))
     supernode.make_sound()
     objects = ObjectStoreFactory()
     return NodeStateFactory(objectstore_factory=objects).state(), objects.store()
@@ -119,3 +125,56 @@ def test_it_asks_every_second(loop, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         flower._pull_and_store_message(state=loop[0], object_store=loop[1], receive=receive, **calls)
     assert naps == [1.0, 1.0]
+
+
+TIMED_OUT = httpx.ConnectTimeout("_ssl.c:989: The handshake operation timed out")
+WRONG_CA = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
+
+
+def test_a_handshake_on_a_dead_line_is_tried_again_and_a_wrong_certificate_is_not(loop):
+    def call(*outcomes):
+        left, invoker = iter(outcomes), supernode.line.make_simple_http_retry_invoker()
+        invoker.wait_function = lambda seconds: None
+
+        def request():
+            if isinstance(outcome := next(left), Exception):
+                raise outcome
+            return outcome
+
+        return invoker.invoke(request)
+
+    assert call(TIMED_OUT, httpx.ReadTimeout("timed out"), TIMED_OUT, "answered") == "answered"
+    with pytest.raises(httpx.ConnectError, match="verify failed"):
+        call(TIMED_OUT, WRONG_CA, "never asked")
+
+
+ENDS = """
+import importlib, threading, time
+from site_agent import supernode
+def loop():  # ends, and Flower's server on loopback does not
+    threading.Thread(target=time.sleep, args=(100,)).start()
+    {}
+importlib.import_module("flwr.supernode.cli.flower_supernode").flower_supernode = loop
+supernode.main()
+"""
+NO_HEARTBEAT = """
+import time
+from site_agent import supernode
+supernode.make_sound()
+supernode.line.HeartbeatSender(lambda: 1 / 0).start()
+time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "said"),
+    [
+        (ENDS.format("return"), 1, "the coordinator was lost"),
+        (ENDS.format("raise OSError"), 1, "the SuperNode failed: OSError"),
+        (NO_HEARTBEAT, -signal.SIGTERM, "no heartbeat: ZeroDivisionError"),
+    ],
+)
+def test_a_supernode_that_asks_no_more_ends_so_that_it_can_be_started_again(code, status, said, tmp_path):
+    env = {"HOME": str(tmp_path), "FLWR_HOME": str(tmp_path), "FLWR_TELEMETRY_ENABLED": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status and said in done.stderr
