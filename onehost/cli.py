@@ -155,7 +155,7 @@ def number(figures: dict[str, Any], name: str) -> str:
     if value is None:
         return "-"
     floor = f" beyond a floor of {figure['floor']:.3f}" if "noisy" in figure else ""
-    return f"{value:.3f}{floor}" + ("" if figure.get("reliable", True) else " (?)")
+    return f"{value:.3f}{floor}" + ("" if figure.get("reliable", True) else " (not reliable)")
 
 
 @rehearse_app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from medsynx.errors import MedsynxError
 from site_agent.chain import Chain, Entry, older
@@ -62,6 +63,14 @@ class Condition:
         out.append(f"last refusal: {self.refused[0]:{at}}, {self.refused[1]}" if self.refused else "last refusal: none")
         out += [f"study {digest[:12]}: its approval ends on {end:{at}}" for digest, end in self.ending]
         return [*out, f"answers nothing: {self.trouble.message}" if self.trouble else "ledger and audit log: verified"]
+
+    def json(self) -> dict[str, Any]:
+        """For scripts; times in ISO 8601."""
+        return {
+            "answered_at": self.answered and self.answered.isoformat(),
+            "refused": self.refused and {"at": self.refused[0].isoformat(), "code": self.refused[1]},
+            "approvals_ending": {digest: end.isoformat() for digest, end in self.ending},
+        }
 
     def metrics(self) -> list[str]:
         """For Prometheus."""

@@ -159,7 +159,7 @@ def run(dir: Folder) -> None:
         run(SiteFolder(dir), logging.getLogger("medsynx.site").info)
 
 
-def health(dir: Folder) -> None:
+def health(dir: Folder, as_json: AsJson = False) -> None:
     """Say whether this site's agent runs, all of it, and how its books are; for health checks of containers and monitoring.
 
     Shows when it last answered, what it last refused, and which approvals end within 14 days. Not well: 220 (agent) or 35 (ledger or audit log).
@@ -170,9 +170,17 @@ def health(dir: Folder) -> None:
 
     folder = SiteFolder(dir)
     folder.policy()
-    found = Condition.of(folder)
+    found, problem = Condition.of(folder), None
+    try:
+        check(dir)
+    except MedsynxError as down:
+        problem = down
+    problem = problem or found.trouble
+    if as_json:
+        code, says = (problem.code, problem.message) if problem else (None, None)
+        typer.echo(json.dumps({"problem": code, "says": says, **found.json()}))
+        raise typer.Exit(problem.exit_status if problem else 0)
     typer.echo("\n".join(found.lines()))
-    check(dir)
-    if found.trouble:
-        raise found.trouble
+    if problem:
+        raise problem
     typer.echo("the agent runs")

@@ -1,5 +1,6 @@
 """What a hospital's IT is told: the last answer and refusal, approvals that end, books that are not sound, and parts that do not stay up."""
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -31,6 +32,11 @@ def health(site):
     return done.exception.code if isinstance(done.exception, MedsynxError) else "", done.output
 
 
+def health_json(site):
+    done = CliRunner().invoke(app, ["health", "--dir", str(site.path), "--json"])
+    return done.exit_code, json.loads(done.output)
+
+
 def test_answers_refusals_and_ends_of_approvals(site, study):
     new = Condition.of(site)
     assert (new.answered, new.refused, new.ending, new.trouble) == (None, None, (), None)
@@ -60,6 +66,9 @@ def test_broken_books_make_a_site_unwell_though_its_agent_runs(site, study, tmp_
         code, told = health(site)
         assert code == "" and "the agent runs" in told and "verified" in told
         assert f"study {study.digest[:12]}: its approval ends on" in told
+        status, found = health_json(site)
+        assert (status, found["problem"], found["refused"]) == (0, None, None)
+        assert found["answered_at"] and list(found["approvals_ending"]) == [study.digest]
         if gone:
             (site.path / "ledger.sqlite").unlink()
         else:
@@ -68,6 +77,8 @@ def test_broken_books_make_a_site_unwell_though_its_agent_runs(site, study, tmp_
         assert (
             code == "ledger-broken" and "answers nothing: ledger.sqlite lacks" in told and "the agent runs" not in told
         )
+        status, found = health_json(site)
+        assert (status, found["problem"]) == (35, code) and "lacks" in found["says"]
         heart.beat(supervisor)
         assert "medsynx_site_books_sound 1" in (site.path / pulse.FILE).read_text(), "looked at once a minute"
         heart.looked -= pulse.LOOK_SECONDS
