@@ -110,6 +110,9 @@ def join(db: Session, asked: Join, superlink: str) -> Settings:
     if db.exec(free.values(taken_by=asked.keys.node_key)).rowcount != 1:
         db.rollback()
         raise MedsynxError("invite-used", f"this invitation of {asked.site} was used before")
+    # The others of this name end with it: a forgotten one must not replace the site's keys later.
+    others = update(Invite).where(col(Invite.site) == asked.site, col(Invite.taken_by).is_(None))
+    db.exec(others.values(expires_at=now()))
     return settings(db, _put(db, asked.site, member, asked.keys), superlink)
 
 

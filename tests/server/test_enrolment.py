@@ -144,7 +144,10 @@ def test_two_sites_with_one_name_or_identity(client, db):
     assert code(client.post("/enrolment", json=clone.join(token))) == "identity-taken"
     early = [service.invite(db, "east", LATER) for _ in range(2)]
     assert client.post("/enrolment", json=Site("east").join(early[0])).status_code == 201
-    assert code(client.post("/enrolment", json=Site("east").join(early[1]))) == "site-taken"
+    assert code(client.post("/enrolment", json=Site("east").join(early[1]))) == "invite-expired"
+    assert [i.site for i in service.invited(db)] == ["twin"], (
+        "an invitation that was taken up ends the others of its site"
+    )
     assert set(states(client, db)) == {"east", "north"}
 
 
@@ -189,8 +192,9 @@ def test_leaving_and_coming_back(client, db):
     back.identity = north.identity
     again = client.post("/enrolment", json=back.join(service.invite(db, "north", LATER)))
     assert again.json()["site_id"] == told["site_id"]
-    token = service.invite(db, "north", LATER, renews=True)
+    forgotten, token = (service.invite(db, "north", LATER, renews=True) for _ in range(2))
     assert client.post("/enrolment", json=Site("north").join(token)).json()["site_id"] == told["site_id"]
+    assert code(client.post("/enrolment", json=Site("north").join(forgotten))) == "invite-expired"
     service.invite(db, "north", LATER, renews=True)
     service.revoke(db, "north")
     assert service.invited(db) == [], "revoking takes its open invitations too"
