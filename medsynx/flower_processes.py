@@ -9,6 +9,7 @@ from pathlib import Path
 from medsynx.logs import VARIABLE
 
 SITE = "MEDSYNX_SITE"  #: environment variable with the site's folder, for its executor
+CONTACT = "contact"  #: in a SuperNode's home: a file whose time is that of the coordinator's last answer
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_LOG_LEVEL": "INFO"}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from medsynx.errors import MedsynxError
 from medsynx.processes import Service, Supervisor, held
 from site_agent.answers import Answers
-from site_agent.condition import Condition
+from site_agent.condition import Condition, last_heard
 from site_agent.policy import SiteFolder
 from site_agent.secure_sum import forget_old
 
@@ -52,6 +52,11 @@ def beat(site: Path, supervisor: Supervisor, more: Sequence[str] = ()) -> None:
     lines += [f'medsynx_site_part_up{{part="{n}"}} {int(_up(s))}' for n, s in parts]
     lines.append("# TYPE medsynx_site_part_restarts_total counter")
     lines += [f'medsynx_site_part_restarts_total{{part="{n}"}} {s.restarts}' for n, s in parts]
+    if heard := last_heard(site):
+        lines += [
+            "# TYPE medsynx_site_coordinator_heard_seconds gauge",
+            f"medsynx_site_coordinator_heard_seconds {heard.timestamp():.0f}",
+        ]
     part = site / f"{FILE}.part"  # old in a few seconds: not worth waiting for the disk, as medsynx.files does
     part.write_text("\n".join([*lines, *more]) + "\n", "utf-8")
     part.replace(site / FILE)

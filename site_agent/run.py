@@ -15,6 +15,7 @@ from medsynx.flower_processes import SITE, flower_env
 from medsynx.keys import make_secret, read_secret
 from medsynx.logs import printable
 from medsynx.processes import Supervisor, alone, free_port
+from site_agent.condition import HOME
 from site_agent.enrolment import CA, NODE_KEY, SECRET, Enrolment, read_node_key
 from site_agent.identity import identity
 from site_agent.policy import SiteFolder
@@ -57,9 +58,7 @@ def run(folder: SiteFolder, tell: Callable[[str], None]) -> None:
         alone(path / LOCK, MedsynxError("already-running", f"the agent of {path} runs already")),
         Supervisor() as supervisor,
     ):
-        node = supernode(
-            record.superlink, path / CA, path / NODE_KEY, port, path / SECRET, path / "flower" / "supernode"
-        )
+        node = supernode(record.superlink, path / CA, path / NODE_KEY, port, path / SECRET, path / HOME)
         parts = {"executor": executor(path, port, path / SECRET, path / "flower" / "executor"), "supernode": node}
         for name, (command, env) in parts.items():
             supervisor.start(name, command, path / "logs" / f"{name}.log", env, restart=True)

@@ -16,9 +16,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import wraps
 from logging import ERROR
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -28,6 +30,8 @@ from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.retry import RetryInvoker, make_simple_http_retry_invoker
 from flwr.supernode import fleet_http_connection as line
 from flwr.supernode import start_client_internal as flower
+
+from medsynx.flower_processes import CONTACT
 
 POLL_SECONDS = 1.0
 CONTENT_SECONDS = 60.0  #: to wait for one object of a reply
@@ -98,8 +102,12 @@ def patient() -> RetryInvoker:
     return invoker
 
 
-def make_sound() -> None:
-    """Put all of it in Flower's loop. Once a process."""
+def make_sound(contact: Path) -> None:
+    """Put all of it in Flower's loop. Once a process.
+
+    Args:
+        contact: touched whenever the coordinator has answered.
+    """
     connection: Any = line
     connection.make_simple_http_retry_invoker, connection.HeartbeatSender = patient, Heart
     loop: Any = flower
@@ -110,8 +118,14 @@ def make_sound() -> None:
         push(Replies(state, object_store), Objects(object_store), **more)
 
     @wraps(pull)
-    def take(**more: Any) -> int:
-        while (run := pull(**more)) is None:
+    def take(*, receive: Callable[[], Any], **more: Any) -> int:
+        def heard() -> Any:
+            answer = receive()
+            with suppress(OSError):
+                contact.touch()
+            return answer
+
+        while (run := pull(receive=heard, **more)) is None:
             time.sleep(POLL_SECONDS)
         return int(run)
 
@@ -122,7 +136,7 @@ def main() -> None:
     """``python -m site_agent.supernode``: the options are those of ``flower-supernode``."""
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
-    make_sound()
+    make_sound(Path(os.environ["FLWR_HOME"]) / CONTACT)
     try:
         flower_supernode()
     except Exception as error:

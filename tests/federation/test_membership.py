@@ -44,6 +44,7 @@ from medsynx.processes import Supervisor, free_port
 from onehost.federation import LocalFederation
 from server.cli import app as server_app
 from site_agent.cli import app as site_app
+from site_agent.condition import last_heard
 from site_agent.enrolment import read_node_key
 from site_agent.policy import SiteFolder, SitePolicy
 from strategies.cli import app as coordinator_app
@@ -253,6 +254,7 @@ def test_an_agent_comes_online_stays_there_and_goes(desk):
     federation, node, log = desk.federation, desk.roster()["north"], desk.root / "north.log"
     with desk.agent("north") as agent:
         until(lambda: node in federation.control.online(), 40, federation)
+        until(lambda: last_heard(desk.root / "north"), 20, federation)
         second = CliRunner().invoke(site_app, ["run", "--dir", str(desk.root / "north")])
         assert second.exception.code == "already-running"
         assert f"localhost:{federation.gate_port}" in log.read_text(), "one outbound port"

@@ -1,18 +1,21 @@
 """What a hospital's IT is told: the last answer and refusal, approvals that end, books that are not sound, and parts that do not stay up."""
 
 import json
+import os
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from typer.testing import CliRunner
 
 from medsynx.errors import MedsynxError
+from medsynx.flower_processes import CONTACT
 from medsynx.generators.base import State
 from medsynx.processes import Supervisor, alone
 from medsynx.wire import Request
 from site_agent import clock, pulse
 from site_agent.cli import app
-from site_agent.condition import Condition
+from site_agent.condition import HOME, Condition
 from site_agent.service import SiteService
 from tests.conftest import small_table
 from tests.helpers import make_site
@@ -39,7 +42,7 @@ def health_json(site):
 
 def test_answers_refusals_and_ends_of_approvals(site, study):
     new = Condition.of(site)
-    assert (new.answered, new.refused, new.ending, new.trouble) == (None, None, (), None)
+    assert (new.heard, new.answered, new.refused, new.ending, new.trouble) == (None, None, None, (), None)
     assert not (site.path / "ledger.sqlite").exists(), "who looks makes no books"
     assert ask(site, study.digest) == "study-not-approved"
     assert Condition.of(site).refused[1] == "study-not-approved" and Condition.of(site).answered is None
@@ -84,6 +87,24 @@ def test_broken_books_make_a_site_unwell_though_its_agent_runs(site, study, tmp_
         heart.looked -= pulse.LOOK_SECONDS
         heart.beat(supervisor)
         assert "medsynx_site_books_sound 0" in (site.path / pulse.FILE).read_text()
+
+
+def test_a_coordinator_that_is_not_heard_is_told(site, tmp_path):
+    def told():
+        lines = Condition.of(site).lines()
+        return lines[0], any("the line or the coordinator is down" in line for line in lines)
+
+    assert told() == ("coordinator last heard: never", False)
+    contact = site.path / HOME / CONTACT
+    contact.parent.mkdir(parents=True)
+    for seconds, silent in ((50, False), (70, True)):
+        at = time.time() - seconds
+        contact.touch()
+        os.utime(contact, (at, at))
+        assert told() == (f"coordinator last heard: {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S UTC}", silent)
+    with Supervisor() as supervisor:
+        pulse.beat(site.path, supervisor)
+    assert f"medsynx_site_coordinator_heard_seconds {at:.0f}\n" in (site.path / pulse.FILE).read_text()
 
 
 def test_a_clock_behind_the_audit_log_is_named(site, monkeypatch):

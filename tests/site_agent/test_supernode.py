@@ -22,13 +22,13 @@ RUN = 7
 
 
 @pytest.fixture
-def loop(monkeypatch):
+def loop(monkeypatch, tmp_path):
     """The two halves of Flower's loop as the agent runs them, a state and an object store."""
     for name in ("_push_messages", "_pull_and_store_message"):
         monkeypatch.setattr(flower, name, getattr(flower, name))  # given back after the test
     for name in ("make_simple_http_retry_invoker", "HeartbeatSender"):
         monkeypatch.setattr(supernode.line, name, getattr(supernode.line, name))
-    supernode.make_sound()
+    supernode.make_sound(tmp_path / "contact")
     objects = ObjectStoreFactory()
     return NodeStateFactory(objectstore_factory=objects).state(), objects.store()
 
@@ -110,7 +110,7 @@ def test_a_reply_whose_content_does_not_come_is_given_up(loop, monkeypatch):
     assert sent(*loop) == ["two"]
 
 
-def test_it_asks_every_second(loop, monkeypatch):
+def test_it_asks_every_second_and_notes_that_it_was_answered(loop, monkeypatch, tmp_path):
     naps, waiting = [], iter([None, None])
     monkeypatch.setattr(supernode.time, "sleep", naps.append)
     calls = dict.fromkeys(
@@ -122,9 +122,10 @@ def test_it_asks_every_second(loop, monkeypatch):
             raise KeyboardInterrupt
         return found
 
+    assert not (tmp_path / "contact").exists()
     with pytest.raises(KeyboardInterrupt):
         flower._pull_and_store_message(state=loop[0], object_store=loop[1], receive=receive, **calls)
-    assert naps == [1.0, 1.0]
+    assert naps == [1.0, 1.0] and (tmp_path / "contact").exists()
 
 
 TIMED_OUT = httpx.ConnectTimeout("_ssl.c:989: The handshake operation timed out")
@@ -159,8 +160,9 @@ supernode.main()
 """
 NO_HEARTBEAT = """
 import time
+from pathlib import Path
 from site_agent import supernode
-supernode.make_sound()
+supernode.make_sound(Path("contact"))
 supernode.line.HeartbeatSender(lambda: 1 / 0).start()
 time.sleep(100)
 """
