@@ -11,7 +11,8 @@ PATIENCE = 2  #: late answers in a row before a site is set aside
 class Attendance:
     """The rule: a site that is not online is not asked (``offline``) and is asked again as soon as it is back. One that was late in
     :data:`PATIENCE` steps running sits out as many steps, twice as many when it is late again after that, and so on (``set-aside``); an answer in
-    time clears it. An answer that comes after its deadline is never used (``late``). No site is set aside while the others are fewer than the quorum.
+    time clears it, and so does an absence. An answer that comes after its deadline is never used (``late``). No site is set aside while the others
+    are fewer than the quorum.
     """
 
     def __init__(self, quorum: int) -> None:
@@ -24,6 +25,8 @@ class Attendance:
         """The sites to ask in the next step, sorted, and why each of the other known ones is not."""
         here = set(online)
         self.known |= here
+        for site in self.known - here:  # it was away, not slow
+            self._late[site] = self._out[site] = 0
         aside = {site for site in here if self._out[site] > 0}
         if len(here - aside) < self.quorum:
             aside = set()

@@ -195,6 +195,16 @@ def test_a_site_that_is_late_again_and_again_sits_out_and_may_come_back():
     )
 
 
+def test_a_site_that_was_away_is_asked_as_soon_as_it_is_back():
+    """Flower counts a site that died as online for a minute: it is late meanwhile, and was not slow."""
+    roll = Attendance(quorum=2)
+    for online, asked in (("abx", "abx"), ("abx", "abx"), ("abx", "ab"), ("ab", "ab"), ("abx", "abx"), ("abx", "abx")):
+        called, _ = roll.call(online)
+        assert called == list(asked)
+        roll.note(called, {"x": "late"} if "x" in called else {})
+    assert roll.call("abx") == (["a", "b"], {"x": "set-aside"})
+
+
 def test_a_slow_site_costs_two_deadlines_and_not_one_a_step(tmp_path, raw_study):
     import time
 
