@@ -397,8 +397,18 @@ def crash(source, mac):
 
 def test_a_decoder_that_kills_its_process_costs_one_file(src, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "work", crash)
-    tally = run_here([src], tmp_path / "dst")
-    assert tally.verdicts == {"clean": 2, "failed": 1} and tally.reasons == {"crashed": 1}
+    for i in range(3, 9):  # more than are under way at once: some are handed out when the process is dead
+        ds = read_test_file("CT_small.dcm")
+        ds.PatientID, ds.SOPInstanceUID = "B2", f"1.2.3.{i}"
+        (src / FAMILY / f"{i}.dat").write_bytes(to_bytes(ds))
+
+    def dead(done, name):
+        until = time.monotonic() + 60
+        while done == 1 and multiprocessing.active_children() and time.monotonic() < until:
+            time.sleep(0.05)
+
+    tally = run([src], Folder(tmp_path / "dst"), "files", KEY, NO_PIXELS, progress=dead)
+    assert tally.verdicts == {"clean": 8, "failed": 1} and tally.reasons == {"crashed": 1}
 
 
 def test_one_identifier_with_two_people_takes_all_its_files_back(tmp_path):
