@@ -30,11 +30,18 @@ TERM_SECONDS = 4.0
 LOG_BYTES = 10 * 2**20  #: of a log before it is cut; what it held before is kept once, as NAME.1
 
 
+_told: set[int] = set()
+
+
 def free_port() -> int:
-    """A TCP port that was free on loopback a moment ago."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """A TCP port that was free on loopback a moment ago, another one each time: who was told one may not listen there yet."""
+    while True:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = int(s.getsockname()[1])
+        if port not in _told:
+            _told.add(port)
+            return port
 
 
 def die_with_parent(parent: int) -> None:
