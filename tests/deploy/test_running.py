@@ -171,8 +171,8 @@ def test_the_agents_pulse_tells_when_a_part_is_down_or_it_is_silent_or_gone(tmp_
         del supervisor.services["supernode"]
         pulse.beat(tmp_path, supervisor)
         pulse.check(tmp_path)
-        now = time.time()
-        monkeypatch.setattr(pulse.time, "time", lambda: now + 60)
+        seen = (tmp_path / pulse.FILE).stat().st_mtime
+        monkeypatch.setattr(pulse.time, "time", lambda: seen + 60)
         with pytest.raises(MedsynxError, match="last seen 60 seconds ago"):
             pulse.check(tmp_path)
     monkeypatch.undo()
