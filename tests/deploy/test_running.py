@@ -141,7 +141,7 @@ def test_entry_points_start_and_answer_their_health_check(tmp_path, role):
     assert subprocess.run(check, capture_output=True).returncode != 0, "unwell before it runs"
     with Supervisor() as supervisor:
         supervisor.start(role, command, tmp_path / "log", {"MEDSYNX_LOG": "json"})
-        until = time.monotonic() + 120
+        until = time.monotonic() + 240
         while subprocess.run(check, capture_output=True).returncode != 0:
             assert time.monotonic() < until and supervisor.services[role].process.poll() is None, supervisor.tail(role)
             time.sleep(0.5)

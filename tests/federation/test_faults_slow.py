@@ -146,7 +146,8 @@ def test_a_killed_child_of_the_executor_is_spoken_for_at_once(field):
     field.ask("orphan")
     field.until(field.at("orphan", "tables"))
     field.caught("west", worker=True)
-    kill(field.child("west"))
+    (child,) = field.children("west")
+    kill(child)
     killed = time.monotonic()
     field.until(lambda: "cliques" in field.left("east", "orphan"), 40)
     assert time.monotonic() - killed < 20
