@@ -102,6 +102,7 @@ class Service:
     short: int = 0  #: short lives in a row
     first_pause: float | None = None
     give_up: int | None = None
+    term: float | None = None
 
     @property
     def pause(self) -> float:
@@ -140,6 +141,7 @@ class Supervisor:
         restart: bool = False,
         pause: float | None = None,
         give_up: int | None = None,
+        term: float | None = None,
     ) -> None:
         """Start a process; its output goes to ``log``.
 
@@ -148,10 +150,12 @@ class Supervisor:
             restart: start it again when it ends (noticed by :meth:`tend`).
             pause: seconds before the first restart, :data:`RESTART_SECONDS` when omitted.
             give_up: after so many short lives in a row it stays down; never when omitted.
+            term: seconds it has to end after a SIGTERM, :data:`TERM_SECONDS` when omitted.
         """
         full = {**os.environ, **(env or {})}
         process = _spawn(command, log, full)
-        self.services[name] = Service(name, command, log, full, restart, process, first_pause=pause, give_up=give_up)
+        service = Service(name, command, log, full, restart, process, first_pause=pause, give_up=give_up, term=term)
+        self.services[name] = service
 
     def tend(self) -> None:
         """Restart what ended and is to be restarted, cut logs that have grown; to be called now and then."""
@@ -189,16 +193,17 @@ class Supervisor:
             for number in before:
                 signal.signal(number, signal.SIG_IGN)
         try:
-            running = [s.process for s in reversed(self.services.values())]
-            for process in running:
-                _kill(process.pid, signal.SIGTERM)
-            until = time.monotonic() + TERM_SECONDS
-            for process in running:
+            running = list(reversed(self.services.values()))
+            for service in running:
+                _kill(service.process.pid, signal.SIGTERM)
+            began = time.monotonic()
+            for service in running:
+                until = began + (TERM_SECONDS if service.term is None else service.term)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(max(0.0, until - time.monotonic()))
-            for process in running:  # also groups whose leader is gone already
-                _kill(process.pid, signal.SIGKILL)
-                process.wait()
+                    service.process.wait(max(0.0, until - time.monotonic()))
+            for service in running:  # also groups whose leader is gone already
+                _kill(service.process.pid, signal.SIGKILL)
+                service.process.wait()
             self.services.clear()
         finally:
             with contextlib.suppress(ValueError):
