@@ -30,11 +30,18 @@ TERM_SECONDS = 4.0
 LOG_BYTES = 10 * 2**20  #: of a log before it is cut; what it held before is kept once, as NAME.1
 
 
+_told: set[int] = set()
+
+
 def free_port() -> int:
-    """A TCP port that was free on loopback a moment ago."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """A TCP port that was free on loopback a moment ago, another one each time: who was told one may not listen there yet."""
+    while True:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = int(s.getsockname()[1])
+        if port not in _told:
+            _told.add(port)
+            return port
 
 
 def die_with_parent(parent: int) -> None:
@@ -95,6 +102,7 @@ class Service:
     short: int = 0  #: short lives in a row
     first_pause: float | None = None
     give_up: int | None = None
+    term: float | None = None
 
     @property
     def pause(self) -> float:
@@ -133,6 +141,7 @@ class Supervisor:
         restart: bool = False,
         pause: float | None = None,
         give_up: int | None = None,
+        term: float | None = None,
     ) -> None:
         """Start a process; its output goes to ``log``.
 
@@ -141,10 +150,12 @@ class Supervisor:
             restart: start it again when it ends (noticed by :meth:`tend`).
             pause: seconds before the first restart, :data:`RESTART_SECONDS` when omitted.
             give_up: after so many short lives in a row it stays down; never when omitted.
+            term: seconds it has to end after a SIGTERM, :data:`TERM_SECONDS` when omitted.
         """
         full = {**os.environ, **(env or {})}
         process = _spawn(command, log, full)
-        self.services[name] = Service(name, command, log, full, restart, process, first_pause=pause, give_up=give_up)
+        service = Service(name, command, log, full, restart, process, first_pause=pause, give_up=give_up, term=term)
+        self.services[name] = service
 
     def tend(self) -> None:
         """Restart what ended and is to be restarted, cut logs that have grown; to be called now and then."""
@@ -182,16 +193,17 @@ class Supervisor:
             for number in before:
                 signal.signal(number, signal.SIG_IGN)
         try:
-            running = [s.process for s in reversed(self.services.values())]
-            for process in running:
-                _kill(process.pid, signal.SIGTERM)
-            until = time.monotonic() + TERM_SECONDS
-            for process in running:
+            running = list(reversed(self.services.values()))
+            for service in running:
+                _kill(service.process.pid, signal.SIGTERM)
+            began = time.monotonic()
+            for service in running:
+                until = began + (TERM_SECONDS if service.term is None else service.term)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(max(0.0, until - time.monotonic()))
-            for process in running:  # also groups whose leader is gone already
-                _kill(process.pid, signal.SIGKILL)
-                process.wait()
+                    service.process.wait(max(0.0, until - time.monotonic()))
+            for service in running:  # also groups whose leader is gone already
+                _kill(service.process.pid, signal.SIGKILL)
+                service.process.wait()
             self.services.clear()
         finally:
             with contextlib.suppress(ValueError):

@@ -33,6 +33,7 @@ from onehost.researcher import Client
 from site_agent.policy import Dataset, Limits, SiteFolder, SitePolicy
 from strategies.coordinator import CoordinatorFolder
 from strategies.runtime import Tls, answers
+from strategies.service import START_SECONDS
 
 ADMIN, RESEARCHER = "admin@demo.example", "researcher@demo.example"
 ROWS = 1000
@@ -126,7 +127,7 @@ def start_server(stage: Stage, supervisor: Supervisor, tls: Tls) -> str:
     write_secret(
         stage.coordinator / "registry.json", json.dumps({"url": url, "token": token, "ca": str(tls.ca)}).encode()
     )
-    until = time.monotonic() + 30
+    until = time.monotonic() + START_SECONDS
     while not answers(f"{url}/health", tls.ca):
         if supervisor.ended() or time.monotonic() > until:
             raise MedsynxError("federation-unreachable", "the server did not start", details=supervisor.tail("server"))

@@ -107,6 +107,8 @@ class Line:
             return MedsynxError("server-unwell", f"{at} does not speak TLS as it should")
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and (found := proxy_for(self.host)):
             return MedsynxError("proxy-unusable", f"the proxy {found} cannot be reached")
+        if any(isinstance(c, ConnectionResetError | BrokenPipeError) for c in causes):  # in the handshake: it listens
+            return MedsynxError("server-unwell", f"{at} broke off before it spoke TLS")
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             return MedsynxError("port-closed", f"{at} cannot be reached: refused, filtered or not listening")
         return MedsynxError("server-unwell", f"{at} broke off ({type(error).__name__})")

@@ -61,9 +61,14 @@ class Bench:
         return address(self.url)[0]
 
     @cached_property
+    def heard(self) -> tuple[datetime, Seen, datetime]:
+        """What the server shows to somebody who does not verify it, and this machine's time before and after."""
+        return self.clock(), Line(self.url).about(), self.clock()
+
+    @property
     def seen(self) -> Seen:
-        """What the server shows to somebody who does not verify it."""
-        return Line(self.url).about()
+        """What the server shows."""
+        return self.heard[1]
 
 
 def keys(bench: Bench) -> str:
@@ -137,9 +142,11 @@ def tls(bench: Bench) -> str:
 
 def clock(bench: Bench) -> str:
     """This machine's clock agrees with the server's well enough for signed requests."""
-    if bench.seen.date is None:
+    before, seen, after = bench.heard
+    if seen.date is None:
         raise MedsynxError("server-unwell", "the server does not tell its time")
-    off = (bench.clock() - bench.seen.date).total_seconds()
+    early, late = ((at - seen.date).total_seconds() for at in (before, after))
+    off = max(early, min(0.0, late))  # at least: a slow answer is nobody's clock
     if not -BEHIND_SECONDS <= off <= AHEAD_SECONDS + 1:  # the server tells whole seconds
         raise MedsynxError(
             "clock-skewed", f"this machine is {abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} the server"

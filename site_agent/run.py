@@ -22,6 +22,8 @@ from site_agent.policy import SiteFolder
 from site_agent.pulse import EVERY_SECONDS, LOCK, Pulse
 
 TEND_SECONDS = 1.0
+#: the SuperNode has to sign off: three seconds where all is well, and one that could not counts as online, and is let in by nobody, for a minute
+SIGN_OFF_SECONDS = 15.0
 NOT_LET_IN = "[code: 2004]"  #: Flower's, for a key that is not registered or counts as online already
 Started = tuple[list[str], dict[str, str]]  #: command and environment
 
@@ -61,7 +63,8 @@ def run(folder: SiteFolder, tell: Callable[[str], None]) -> None:
         node = supernode(record.superlink, path / CA, path / NODE_KEY, port, path / SECRET, path / HOME)
         parts = {"executor": executor(path, port, path / SECRET, path / "flower" / "executor"), "supernode": node}
         for name, (command, env) in parts.items():
-            supervisor.start(name, command, path / "logs" / f"{name}.log", env, restart=True)
+            term = SIGN_OFF_SECONDS if name == "supernode" else None
+            supervisor.start(name, command, path / "logs" / f"{name}.log", env, restart=True, term=term)
         tell(f"site {record.site} runs; outwards to {record.superlink}; logs in {path / 'logs'}")
         key, told = _print(path), dict.fromkeys(parts, 0)
         pulse, seen = Pulse(folder), -EVERY_SECONDS

@@ -67,9 +67,9 @@ class FlowerFederation:
         for site, number in taken.items():
             threading.Thread(target=self._pull, args=(site, message, number, until, inbox, away), daemon=True).start()
         waiting = set(taken)
-        while waiting and (left := until - time.monotonic()) > 0:
-            try:
-                site, reply = inbox.get(timeout=left)
+        while waiting:
+            try:  # also past the deadline: what came before it and was not looked at yet
+                site, reply = inbox.get(timeout=max(0.0, until - time.monotonic()))
             except Empty:
                 break
             if isinstance(reply, Exception):

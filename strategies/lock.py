@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-LOOK_SECONDS = 1.0  #: somebody who only looks (:func:`holder`) has the lock for a moment
+#: somebody who only looks (:func:`holder`) has the lock for a moment, longer where the machine is busy
+LOOK_SECONDS = 5.0
 
 
 @contextmanager
@@ -34,11 +35,11 @@ def alone(folder: Path, flower_run: int) -> Iterator[None]:
 
 
 def holder(folder: Path) -> tuple[dict[str, Any] | None, bool]:
-    """What the lock file says, and whether the process that wrote it lives."""
+    """What the lock file says, and whether the process that wrote it lives. A shared lock asks: two who look do not take each other for it."""
     try:
         with (folder / "lock").open() as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 living = False
             except BlockingIOError:
                 living = True

@@ -25,7 +25,7 @@ from strategies.registry import Registry
 from strategies.runtime import Runtime, Tls
 
 LOCK = "service.lock"
-START_SECONDS = 90.0
+START_SECONDS = 180.0  #: a busy machine takes a minute
 TICK_SECONDS = 0.3
 STOP_SECONDS = 60.0
 

@@ -111,7 +111,7 @@ def run(
     vault = place.catalogue.path.parent
     with alone(vault / "lock", MedsynxError("ingest-busy", f"another run is writing to {vault.parent}")):
         shutil.rmtree(aside, ignore_errors=True)  # what a killed run left
-        aside.mkdir(mode=0o700)
+        aside.mkdir(mode=0o700, exist_ok=True)  # one of its workers may have written on while it was emptied
         place.catalogue.open_dataset(dataset, key, recipe)
         filing = _Filing(place, dataset, key)
         settings = Settings(key, recipe, aside, place.catalogue.withdrawn())
@@ -241,7 +241,7 @@ def _outcomes(
                 if source is None:
                     break
                 mac = filing.mac(source)
-                future = None if filing.known(source, mac) else pool.submit(work, source, mac)
+                future = None if filing.known(source, mac) else _submitted(pool, source, mac)
                 waiting.append((source, mac, future))
             if not waiting:
                 return
@@ -256,10 +256,20 @@ def _outcomes(
                 waiting.clear()
                 for other, other_mac, other_future in again:
                     if other_future and not (other_future.done() and other_future.exception() is None):
-                        other_future = pool.submit(work, other, other_mac)
+                        other_future = _submitted(pool, other, other_mac)
                     waiting.append((other, other_mac, other_future))
     finally:
         pool.shutdown(cancel_futures=True)  # waits: nothing may be written aside once the run has ended
+
+
+def _submitted(pool: ProcessPoolExecutor, source: Source, mac: str) -> Future[Outcome]:
+    """One file's outcome to come; of a pool that a file among the waiting has broken by now, that it is broken."""
+    try:
+        return pool.submit(work, source, mac)
+    except BrokenProcessPool as broken:
+        lost: Future[Outcome] = Future()
+        lost.set_exception(broken)
+        return lost
 
 
 def _pool(settings: Settings, jobs: int) -> ProcessPoolExecutor:

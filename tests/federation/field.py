@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,13 @@ class Field:
         self.coordinator.add_study(study)
         new_key(self.coordinator.path / "signing.pem")
         self.federation = federation(supervisor, folder / "federation", self.sites, self.coordinator.path)
-        self.federation.up(seconds=max(120.0, 45.0 * len(rows)))
+        self.federation.up(seconds=max(300.0, 45.0 * len(rows)))
 
     def ask(self, run: str, study: Study | None = None) -> None:
         """Ask for a run."""
         self.coordinator.ask(study or self.study, run)
 
-    def until(self, what: Callable[[], Any], seconds: float = 60) -> Any:
+    def until(self, what: Callable[[], Any], seconds: float = 180) -> Any:
         """Tend the federation until something is so; returns it."""
         end = time.monotonic() + seconds
         while not (found := what()):
@@ -73,11 +74,11 @@ class Field:
             time.sleep(0.02)
         return found
 
-    def result(self, run: str, seconds: float = 150) -> dict[str, Any]:
+    def result(self, run: str, seconds: float = 400) -> dict[str, Any]:
         """How a run ended."""
         return self.until(lambda: self.coordinator.result(run), seconds)
 
-    def online(self, *sites: str, seconds: float = 120) -> None:
+    def online(self, *sites: str, seconds: float = 240) -> None:
         """Wait for sites to count as online."""
         wanted = {self.federation.nodes[s] for s in sites or self.sites}
         self.until(lambda: self.there() >= wanted, seconds)
@@ -99,20 +100,56 @@ class Field:
 
         return reached
 
+    @contextmanager
+    def waiting(self, site: str) -> Iterator[None]:
+        """A site's tasks wait for their turn meanwhile, as behind another one: none has read or charged anything."""
+        with (self.sites[site] / "executor.lock").open("a") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def second_step(self, run: str, site: str) -> Iterator[None]:
+        """Ask for a run that stands in its second step meanwhile, however slow this machine is: the others have answered, ``site`` has not."""
+        first, second = self.steps()[:2]
+        with self.waiting(site):
+            self.ask(run)
+            self.caught(site, worker=True, seconds=180)
+            assert not self.left(site, run)
+            executor = self.pid(f"executor {site}")
+            os.kill(executor, signal.SIGSTOP)  # its child goes on with the first step; it takes up no other
+        try:
+            self.until(self.at(run, second))
+            self.until(lambda: all(second in self.left(s, run) for s in self.sites if s != site))
+            assert self.left(site, run) == [first]
+            yield
+        finally:
+            os.kill(executor, signal.SIGCONT)
+
     def pid(self, service: str) -> int:
         return self.federation.supervisor.pids()[service]
 
-    def child(self, site: str) -> int | None:
-        """The process that answers a task at a site, if there is one."""
-        return child_of(self.federation.supervisor.pids().get(f"executor {site}"))
+    def children(self, site: str) -> list[int]:
+        """The processes that answer tasks at a site."""
+        return children_of(self.federation.supervisor.pids().get(f"executor {site}"))
+
+    def idle(self, *sites: str) -> None:
+        """Wait until sites have no task left, of whatever run."""
+        self.until(lambda: not [child for site in sites or self.sites for child in self.children(site)])
 
     def caught(self, site: str, *, worker: bool = False, seconds: float = 60) -> int:
-        """That process, or the ``worker`` it has, as soon as there is one: nothing else is done meanwhile."""
-        end = time.monotonic() + seconds
-        while not (found := child_of(self.child(site)) if worker else self.child(site)):
+        """Such a process, or the ``worker`` of one, as soon as there is one; between looks the federation is tended as it always is."""
+        end, tended = time.monotonic() + seconds, time.monotonic()
+        while not (found := self._caught(site, worker)):
             assert time.monotonic() < end, "no task came"
+            if time.monotonic() - tended > 1:
+                self.federation.check()
+                tended = time.monotonic()
             time.sleep(0.002)
-        return found
+        return found[0]
+
+    def _caught(self, site: str, worker: bool) -> list[int]:
+        children = self.children(site)
+        return [w for child in children for w in children_of(child)] if worker else children
 
     def server_app(self, run: str) -> int | None:
         """The process that conducts a run, once it does."""
@@ -150,13 +187,12 @@ class Field:
             assert len(charged) == len(set(charged)) and set(self.left(site, run)) <= set(charged)
 
 
-def child_of(pid: int | None) -> int | None:
-    """The first child of a process, if there is one."""
+def children_of(pid: int | None) -> list[int]:
+    """The children of a process."""
     try:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text() if pid else ""
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()] if pid else []
     except OSError:
-        return None
-    return int(text.split()[0]) if text.strip() else None
+        return []
 
 
 def kill(pid: int) -> None:

@@ -14,12 +14,12 @@ from site_agent.service import SiteService
 from tests.conftest import RAW_STUDY
 from tests.federation.field import Field, gone, kill
 
-pytestmark = [pytest.mark.federation, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.federation, pytest.mark.timeout(900)]
 SITES = ("east", "north", "west")
 RAW = {
     **RAW_STUDY,
     "name": "faults",
-    "rounds": {"quorum": 2, "deadline_seconds": 30},
+    "rounds": {"quorum": 2, "deadline_seconds": 120},
     "evaluation": {"federated": False},
 }
 STUDY = parse_study(RAW)
@@ -33,9 +33,8 @@ def field(tmp_path_factory):
 
 def test_a_serverapp_that_is_killed_goes_on_behind_its_last_exchange(field):
     """In the middle of an exchange: what sites answered meanwhile is given again, and nothing is charged twice."""
-    field.ask("app")
-    field.until(field.at("app", "cliques"))
-    kill(field.until(lambda: field.server_app("app")))
+    with field.second_step("app", "west"):
+        kill(field.server_app("app"))
     result = field.result("app")
     assert result["status"] == "finished" and result["sites"] == list(SITES) and result["missing"] == {}
     starts = field.coordinator.attempts("app")
@@ -59,10 +58,10 @@ def test_a_full_disk_at_a_site_keeps_it_out_uncharged_and_unread(field):
 
 
 def test_a_superlink_that_is_killed_comes_back_and_its_run_goes_on(field):
-    field.ask("link")
-    field.until(field.at("link", "cliques"))
-    kill(field.pid("superlink"))
-    result = field.result("link", 200)
+    field.online()
+    with field.second_step("link", "west"):
+        kill(field.pid("superlink"))
+    result = field.result("link")
     assert result["status"] == "finished" and set(result["sites"]) == set(SITES), result
     assert field.federation.supervisor.services["superlink"].restarts == 1
     field.settled("link")
@@ -86,14 +85,16 @@ def test_more_epsilon_other_columns_or_more_rounds_are_refused_by_every_site(fie
 
 
 def test_a_run_that_is_stopped_ends_as_failed_and_its_process_with_it(field):
-    field.ask("halt")
-    field.until(field.at("halt", "tables"))
-    process = field.until(lambda: field.server_app("halt"))
-    (field.coordinator.run("halt") / "stop").touch()
-    result = field.result("halt", 30)
+    field.online()
+    with field.waiting("west"):
+        field.ask("halt")
+        field.until(field.at("halt", "tables"))
+        process = field.until(lambda: field.server_app("halt"))
+        (field.coordinator.run("halt") / "stop").touch()
+        result = field.result("halt", 90)
     assert (result["status"], result["code"]) == ("failed", "run-stopped")
     assert field.coordinator.progress("halt")["status"] == "failed"
-    field.until(lambda: gone(process), 30)
+    field.until(lambda: gone(process))
     flower = int(field.coordinator.attempts("halt")[0]["flower"])
     assert field.federation.control.status(flower)[0] == "finished"
     assert len(field.coordinator.attempts("halt")) == 1, "and is not started again"
@@ -102,9 +103,10 @@ def test_a_run_that_is_stopped_ends_as_failed_and_its_process_with_it(field):
 def test_a_worker_that_is_killed_is_told_at_once_and_costs_its_site_that_exchange_alone(field):
     """As the kernel does when memory runs out, in the middle of a task: nobody waits for the deadline, and what was charged stays charged."""
     field.online()
-    field.ask("worker")
-    field.until(field.at("worker", "tables"))
-    kill(field.caught("west", worker=True))
+    field.idle("west")
+    with field.waiting("west"):
+        field.ask("worker")
+        kill(field.caught("west", worker=True, seconds=180))
     result = field.result("worker")
     assert result["status"] == "finished" and result["missing"] == {"west": "site-failed"}, result
     assert [r["missing"] for r in field.rounds("worker")] == [{"west": "site-failed"}, {}]

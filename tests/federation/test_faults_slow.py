@@ -37,7 +37,7 @@ MASKED = parse_study(
         "rounds": {"quorum": 3, "deadline_seconds": 60},
     }
 )
-WHOLE = parse_study({**RAW_STUDY, "name": "whole", "rounds": {"quorum": 3, "deadline_seconds": 20}})
+WHOLE = parse_study({**RAW_STUDY, "name": "whole", "rounds": {"quorum": 3, "deadline_seconds": 40}})
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +51,23 @@ def field(tmp_path_factory):
 def test_whatever_dies_at_the_coordinator_the_run_ends_and_charges_once(field, victim, phase):
     field.online()
     run = f"{victim}-{phase}"
-    field.ask(run)
-    reached = {
-        "before": lambda: field.server_app(run) if victim == "serverapp" else field.coordinator.attempts(run),
-        "within": field.at(run, "cliques"),
-        "after": lambda: (field.coordinator.progress(run) or {}).get("message") == "report and bundle",
-    }
-    field.until(reached[phase], 120)
-    kill(field.server_app(run) if victim == "serverapp" else field.pid(victim))
-    result = field.result(run, 300)
+
+    def end() -> None:
+        kill(field.until(lambda: field.server_app(run)) if victim == "serverapp" else field.pid(victim))
+
+    if phase == "within":
+        with field.second_step(run, "west"):
+            end()
+    elif phase == "before":
+        with field.waiting("west"):
+            field.ask(run)
+            field.until(lambda: field.coordinator.attempts(run))
+            end()
+    else:
+        field.ask(run)
+        field.until(lambda: (field.coordinator.progress(run) or {}).get("message") == "report and bundle")
+        end()
+    result = field.result(run)
     assert result["status"] == "finished" and set(result["sites"]) == set(SITES), result
     field.settled(run)
     if victim != "superlink":
@@ -75,7 +83,7 @@ def test_a_serverapp_that_is_killed_in_a_masked_sum_loses_no_vector(field, excha
     what = ("released", None) if exchange == "released" else ("message", exchange)
     field.until(lambda: field.entries("west", run, *what), 120)
     kill(field.server_app(run))
-    result = field.result(run, 400)
+    result = field.result(run)
     assert result["status"] == "finished" and result["missing"] == {} and result["sites"] == list(SITES), result
     assert [field.charged(s, run) for s in SITES] == [field.steps()] * 4
     assert len(field.coordinator.attempts(run)) == 2
@@ -95,12 +103,11 @@ def test_two_runs_at_once_end_and_neither_pays_for_the_other(field):
 def test_a_site_that_stops_a_study_is_out_at_once_and_named(field):
     """The privacy officer takes the approval back while the run goes on."""
     field.online()
-    field.ask("withdrawn")
-    field.until(lambda: field.left("west", "withdrawn"), 120)
     approval = field.sites["west"] / "approvals" / f"{STUDY.digest}.json"
     kept = approval.read_text()
-    approval.unlink()
     try:
+        with field.second_step("withdrawn", "west"):
+            approval.unlink()
         result = field.result("withdrawn")
     finally:
         approval.write_text(kept)
@@ -113,7 +120,7 @@ def test_a_slow_site_costs_two_deadlines_and_takes_part_in_the_next_run(field):
     field.online()
     with stopped(field.pid("executor west")):
         field.ask("slow", WHOLE)
-        result = field.result("slow", 300)
+        result = field.result("slow")
         assert result["status"] == "finished", result
     assert [r["missing"] for r in field.rounds("slow")] == [
         {"west": w} for w in ("late", "late", "set-aside", "set-aside")
@@ -143,13 +150,15 @@ def test_a_site_that_is_away_for_minutes_is_not_waited_for_and_comes_back(field)
 def test_a_killed_child_of_the_executor_is_spoken_for_at_once(field):
     """Its parent notices, long before the SuperNode misses a heartbeat (60 s), and the site is asked again in the next step."""
     field.online()
-    field.ask("orphan")
-    field.until(field.at("orphan", "tables"))
-    field.caught("west", worker=True)
-    kill(field.child("west"))
-    killed = time.monotonic()
-    field.until(lambda: "cliques" in field.left("east", "orphan"), 40)
-    assert time.monotonic() - killed < 20
+    field.idle("west")
+    with field.waiting("west"):
+        field.ask("orphan")
+        field.caught("west", worker=True, seconds=180)
+        (child,) = field.children("west")
+        kill(child)
+        killed = time.monotonic()
+    field.until(lambda: "cliques" in field.left("east", "orphan"))
+    assert time.monotonic() - killed < 50
     result = field.result("orphan")
     assert result["status"] == "finished" and result["missing"] == {"west": "site-failed"}, result
     assert "west" not in field.rounds("orphan")[0]["answered"] and "west" in field.rounds("orphan")[1]["answered"]
@@ -160,17 +169,18 @@ def test_a_killed_child_of_the_executor_is_spoken_for_at_once(field):
 def test_a_site_whose_process_is_killed_within_an_exchange_comes_back(field, victim):
     field.online()
     run = f"{victim}-killed"
-    field.ask(run)
-    field.until(field.at(run, "tables"))
-    child = field.caught("west")
-    kill(child if victim == "child" else field.pid(f"{victim} west"))
-    result = field.result(run, 300)
+    field.idle("west")
+    with field.waiting("west"):
+        field.ask(run)
+        child = field.caught("west", seconds=180)
+        kill(child if victim == "child" else field.pid(f"{victim} west"))
+    result = field.result(run)
     assert result["status"] == "finished" and {"east", "north", "south"} <= set(result["sites"]), result
     assert set(result["missing"]) <= {"west"}
     field.settled(run)
-    field.online(seconds=200)
+    field.online()
     field.ask(f"{run}-back")
-    assert field.result(f"{run}-back", 300)["sites"] == list(SITES)
+    assert field.result(f"{run}-back")["sites"] == list(SITES)
 
 
 def test_without_its_quorum_a_run_is_failed_everywhere_and_names_who_was_missing(field):
@@ -178,7 +188,7 @@ def test_without_its_quorum_a_run_is_failed_everywhere_and_names_who_was_missing
     field.online()
     with stopped(field.pid("executor west"), field.pid("executor south")):
         field.ask("few")
-        result = field.result("few", 300)
+        result = field.result("few")
     assert (result["status"], result["code"]) == ("failed", "quorum-lost")
     assert "south (late)" in result["message"] and "west (late)" in result["message"]
     assert field.coordinator.progress("few")["status"] == "failed"
@@ -213,7 +223,7 @@ def test_a_wrong_clock_keeps_a_site_out_and_a_small_skew_does_not(field, tmp_pat
                 process.wait(20)
     finally:
         field.federation._start_supernode("west")
-        field.online(seconds=200)
+        field.online()
 
 
 def test_a_server_that_is_killed_gets_its_bundle_when_it_is_back(field, tmp_path):
@@ -240,7 +250,7 @@ def test_a_server_that_is_killed_gets_its_bundle_when_it_is_back(field, tmp_path
         field.ask("served")
         field.until(field.at("served", "cliques"))
         kill(field.pid("server"))
-        result = field.result("served", 300)
+        result = field.result("served")
         assert result["status"] == "finished" and result["generator_id"], result
         assert supervisor.services["server"].restarts == 1
     finally:
@@ -291,7 +301,7 @@ def test_the_coordinators_service_itself_is_killed_and_its_next_one_goes_on(fiel
                 env = {**old[f"{what} {site}"].env, "FLWR_HOME": str(tmp_path / what / site)}
                 moved.start(f"{what} {site}", command, tmp_path / f"{what}-{site}.log", env, restart=True)
         (folder / "roster.json").write_text(json.dumps(roster))
-        until = time.monotonic() + 150
+        until = time.monotonic() + 300
         while not control.online() >= {int(n) for n in roster.values()}:
             assert time.monotonic() < until
             moved.tend()
@@ -300,7 +310,7 @@ def test_the_coordinators_service_itself_is_killed_and_its_next_one_goes_on(fiel
         assert json.loads(asked.stdout) == {"run": "killed"}
         assert medsynx("run", str(tmp_path / "study.json"), "--name", "killed").returncode == 106
         checkpoint = folder / "runs" / "killed" / "checkpoint.npz"
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while not checkpoint.exists():
             assert time.monotonic() < until
             time.sleep(0.02)
@@ -312,7 +322,7 @@ def test_the_coordinators_service_itself_is_killed_and_its_next_one_goes_on(fiel
             assert time.monotonic() < until, "its ServerApp outlives it"
             time.sleep(0.2)
         service, result = serve(), folder / "runs" / "killed" / "result.json"
-        until = time.monotonic() + 250
+        until = time.monotonic() + 500
         while not result.exists():
             assert time.monotonic() < until
             moved.tend()
@@ -342,9 +352,9 @@ def test_twenty_hospitals_each_with_processes_of_its_own(tmp_path):
     study = parse_study({**RAW, "name": "twenty", "rounds": {"quorum": 15, "deadline_seconds": 240}})
     with Supervisor() as supervisor:
         field = Field(tmp_path, supervisor, study, dict.fromkeys(names, 200))
-        field.ask("twenty")
-        field.until(field.at("twenty", "tables"), 120)
-        kill(field.caught("site-07", worker=True, seconds=240))
+        with field.waiting("site-07"):
+            field.ask("twenty")
+            kill(field.caught("site-07", worker=True, seconds=400))
         result = field.result("twenty", 600)
         assert result["status"] == "finished" and result["missing"] == {"site-07": "site-failed"}, result
         first, second = field.rounds("twenty")

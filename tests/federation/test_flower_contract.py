@@ -98,8 +98,8 @@ def test_a_site_that_died_while_it_sent_holds_up_nobody(monkeypatch):
     monkeypatch.setattr("strategies.flower.Message", lambda records, node, action, ttl: node)
     federation = FlowerFederation(Grid(), lambda: {"east": 1, "north": 2, "west": 3})
     began = time.monotonic()
-    answers = federation.ask(Request("r", "d" * 64, "s", State()), ["east", "north", "west", "ghost"], 1.5)
-    assert time.monotonic() - began < 10
+    answers = federation.ask(Request("r", "d" * 64, "s", State()), ["east", "north", "west", "ghost"], 4)
+    assert time.monotonic() - began < 20
     assert {a.site: a.reason for a in answers} == {"east": None, "ghost": "offline", "north": "late", "west": None}
     assert answers[0].reply.message == {"from": "m1"} and answers[3].reply.message == {"from": "m3"}
 
@@ -137,7 +137,7 @@ def test_a_site_that_is_back_before_the_deadline_is_asked_the_same_again(monkeyp
     monkeypatch.setattr("strategies.flower.Message", lambda records, node, action, ttl: node)
     monkeypatch.setattr("strategies.flower.POLL_SECONDS", 0.01)
     federation = FlowerFederation(Grid(), lambda: {"east": 1, "north": 2, "west": 3})
-    answers = federation.ask(Request("r", "d" * 64, "s", State()), ["east", "north", "west"], 1.0)
+    answers = federation.ask(Request("r", "d" * 64, "s", State()), ["east", "north", "west"], 4)
     assert [a.reason for a in answers] == [None, None, "offline"]
     assert [a.reply.message["from"] for a in answers[:2]] == ["m1-1", "m2-2"]
     assert sorted(federation.grid.asked) == [1, 2, 2, 3], "asked again once, and only the one that is back"
@@ -175,12 +175,12 @@ def test_what_a_site_sends_fails_that_site_alone_and_a_superlink_that_is_away_th
     names = [f"s{node}" for node in range(1, 8)]
     federation = FlowerFederation(Grid(), lambda: {name: node for node, name in enumerate(names, 1)})
     question = Request("r", "d" * 64, "s", State())
-    answers = federation.ask(question, names, 5)
+    answers = federation.ask(question, names, 120)
     assert answers[0].reply.message == {"from": "m1"}
     assert [a.reply.refusal for a in answers[1:]] == ["reply-invalid"] * 6
     sent[2] = httpx.ConnectError("away")
     with pytest.raises(httpx.ConnectError):
-        federation.ask(question, names, 5)
+        federation.ask(question, names, 120)
 
 
 def test_a_site_with_a_new_key_is_asked_again_in_the_same_run():

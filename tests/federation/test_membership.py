@@ -49,7 +49,7 @@ from site_agent.enrolment import read_node_key
 from site_agent.policy import SiteFolder, SitePolicy
 from strategies.cli import app as coordinator_app
 
-pytestmark = [pytest.mark.federation, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.federation, pytest.mark.timeout(900)]
 
 
 def command(app, *words):
@@ -87,13 +87,13 @@ class Desk:
         self.federation = LocalFederation(supervisor, root / "federation", {}, coordinator, server=url)
         self.url = f"https://localhost:{self.federation.gate_port}"
         command(server_app, "federation", *base, "--url", self.url, "--ca", self.federation.tls.ca)
-        end = time.monotonic() + 60
+        end = time.monotonic() + 180
         while not listens(port):
             assert time.monotonic() < end
             time.sleep(0.1)
         connect = ["connect", "--dir", coordinator, "--url", url, "--token-file", root / "run.token"]
         assert "none yet" in command(coordinator_app, *connect)
-        self.federation.up()
+        self.federation.up(seconds=300)
 
     def server(self, *words):
         return command(server_app, *words, "--dir", self.root / "server")
@@ -108,7 +108,7 @@ class Desk:
         return folder
 
     def admitted(self, *names):
-        until(lambda: self.roster().keys() >= set(names), 20, self.federation)
+        until(lambda: self.roster().keys() >= set(names), 120, self.federation)
 
     def roster(self):
         file = self.root / "coordinator" / "roster.json"
@@ -124,7 +124,7 @@ class Desk:
         finally:
             service = self.supervisor.services.pop(f"agent {name}")
             service.process.send_signal(signal.SIGTERM)
-            service.process.wait(20)
+            service.process.wait(60)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ class Attacker:
 
     def __init__(self, federation):
         self.ports = {"gate": federation.gate_port, "private": federation.private_port}
-        self.client = httpx.Client(verify=str(federation.tls.ca), timeout=20)
+        self.client = httpx.Client(verify=str(federation.tls.ca), timeout=60)
 
     def post(self, path, message=None, headers=None, port="gate"):
         headers = {**(headers or {}), "content-type": PROTOBUF_MEDIA_TYPE, "accept": PROTOBUF_MEDIA_TYPE}
@@ -237,13 +237,13 @@ def test_revoking_or_renewing_one_site_touches_no_other(desk, attacker):
     west, before = key_of(desk, "west"), desk.roster()
     assert attacker.node("pull-messages", pull(before["west"]), west) == 200
     command(site_app, "rotate", "--yes", "--dir", desk.root / "west")
-    until(lambda: desk.roster().get("west") not in (None, before["west"]), 20, desk.federation)
+    until(lambda: desk.roster().get("west") not in (None, before["west"]), 120, desk.federation)
     assert attacker.node("pull-messages", pull(before["west"]), west) == 401, "the old key is void"
     west, renewed = key_of(desk, "west"), desk.roster()
     assert attacker.node("pull-messages", pull(renewed["west"]), west) == 200
     assert {s: n for s, n in renewed.items() if s != "west"} == {s: n for s, n in before.items() if s != "west"}
     desk.server("site", "revoke", "west")
-    until(lambda: "west" not in desk.roster(), 20, desk.federation)
+    until(lambda: "west" not in desk.roster(), 120, desk.federation)
     activate = ActivateNodeRequest(public_key=public_pem(west.public_key()), heartbeat_interval=30)
     assert attacker.node("pull-messages", pull(renewed["west"]), west) == 401
     assert attacker.node("activate-node", activate, west) >= 400
@@ -253,15 +253,15 @@ def test_revoking_or_renewing_one_site_touches_no_other(desk, attacker):
 def test_an_agent_comes_online_stays_there_and_goes(desk):
     federation, node, log = desk.federation, desk.roster()["north"], desk.root / "north.log"
     with desk.agent("north") as agent:
-        until(lambda: node in federation.control.online(), 40, federation)
-        until(lambda: last_heard(desk.root / "north"), 20, federation)
+        until(lambda: node in federation.control.online(), 240, federation)
+        until(lambda: last_heard(desk.root / "north"), 60, federation)
         second = CliRunner().invoke(site_app, ["run", "--dir", str(desk.root / "north")])
         assert second.exception.code == "already-running"
         assert f"localhost:{federation.gate_port}" in log.read_text(), "one outbound port"
         agent.send_signal(signal.SIGTERM)
-        agent.wait(20)
+        agent.wait(60)
         assert agent.returncode == 0
-        until(lambda: node not in federation.control.online(), 10, federation)
+    assert node not in federation.control.online(), "it said so, and is not waited for until its heartbeats fail"
     with pytest.raises(ProcessLookupError):
         os.kill(agent.pid, 0)
 
@@ -271,10 +271,10 @@ def test_a_copied_folder_cannot_run_beside_the_first(desk):
     """It has the same node key: Flower refuses it while the first is online, and its agent says what that means."""
     federation, node = desk.federation, desk.roster()["north"]
     with desk.agent("north") as agent:
-        until(lambda: node in federation.control.online(), 60, federation)
+        until(lambda: node in federation.control.online(), 240, federation)
         shutil.copytree(desk.root / "north", desk.root / "copy")
         with desk.agent("copy"):
-            until(lambda: "ended" in (desk.root / "copy.log").read_text(), 60, federation)
+            until(lambda: "ended" in (desk.root / "copy.log").read_text(), 240, federation)
             assert "the same site runs elsewhere" in (desk.root / "copy.log").read_text()
         assert agent.poll() is None and node in federation.control.online()
 
@@ -284,13 +284,13 @@ def test_a_supernode_that_was_killed_comes_back(desk):
     """SIGKILL leaves it counting as online for up to a minute, and Flower refuses a second one meanwhile: the agent tries again."""
     federation, node = desk.federation, desk.roster()["north"]
     with desk.agent("north") as agent:
-        until(lambda: node in federation.control.online(), 60, federation)
+        until(lambda: node in federation.control.online(), 240, federation)
         began = time.monotonic()
         found = subprocess.run(["pgrep", "-f", f"{desk.root}/north/node.key"], capture_output=True, text=True)
         for pid in found.stdout.split():
             os.kill(int(pid), signal.SIGKILL)
-        until(lambda: node not in federation.control.online(), 90, federation)
-        until(lambda: node in federation.control.online(), 90, federation)
+        until(lambda: node not in federation.control.online(), 240, federation)
+        until(lambda: node in federation.control.online(), 240, federation)
         assert agent.poll() is None and "supernode ended" in (desk.root / "north.log").read_text()
         print(f"back after {time.monotonic() - began:.0f} s")
 
@@ -298,8 +298,8 @@ def test_a_supernode_that_was_killed_comes_back(desk):
 def test_an_agent_ends_when_its_site_leaves(desk):
     federation = desk.federation
     with desk.agent("south") as agent:
-        until(lambda: (desk.root / "south" / "logs" / "supernode.log").exists(), 20, federation)
+        until(lambda: (desk.root / "south" / "logs" / "supernode.log").exists(), 120, federation)
         command(site_app, "leave", "--yes", "--dir", desk.root / "south")
-        assert agent.wait(20) == 0 and "left the federation" in (desk.root / "south.log").read_text()
-    until(lambda: "south" not in desk.roster(), 20, federation)
+        assert agent.wait(60) == 0 and "left the federation" in (desk.root / "south.log").read_text()
+    until(lambda: "south" not in desk.roster(), 120, federation)
     assert "north" in desk.roster()

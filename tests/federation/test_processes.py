@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -41,33 +43,31 @@ def cmdline(pid: str) -> str:
         return "Supervisor"  # gone in between
 
 
-def gone(tag: str, seconds: float = 8) -> bool:
+def so(what: Callable[[], object], seconds: float = 60) -> bool:
+    """Whether something is so, within seconds."""
     until = time.monotonic() + seconds
-    while living(tag) and time.monotonic() < until:
-        time.sleep(0.1)
-    return not living(tag)
+    while not (found := what()) and time.monotonic() < until:
+        time.sleep(0.05)
+    return bool(found)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_processes_die_with_their_supervisor(tmp_path, number):
-    tag = f"t{os.getpid()}{int(number)}"
+    tag = f"t{secrets.token_hex(8)}"
     script = SCRIPT.replace("{tag}", tag)
     with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True) as parent:
         try:
             assert parent.stdout.readline().strip() == "up"
-            time.sleep(0.7)
+            assert so(lambda: ["subprocess" in cmdline(p) for p in living(tag)].count(False) == 1), "the child's own"
             assert len(living(tag)) == 2
             parent.send_signal(number)
-            parent.wait(20)
+            parent.wait(60)
         finally:
             parent.kill()
     if number == signal.SIGINT:
-        assert gone(tag)
+        assert so(lambda: not living(tag))
     else:  # the kernel kills the group's leader; what it started itself is its own to watch (Flower's processes do)
-        until = time.monotonic() + 8
-        while (leaders := [p for p in living(tag) if "subprocess" in cmdline(p)]) and time.monotonic() < until:
-            time.sleep(0.1)
-        assert not leaders
+        assert so(lambda: not [p for p in living(tag) if "subprocess" in cmdline(p)])
         for p in living(tag):
             os.kill(int(p), signal.SIGKILL)
 
@@ -77,10 +77,7 @@ def test_a_service_that_dies_is_restarted_or_reported(tmp_path, monkeypatch):
     with Supervisor() as supervisor:
         supervisor.start("once", [sys.executable, "-c", "print('bye')"], tmp_path / "once.log")
         supervisor.start("again", [sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "again.log", restart=True)
-        until = time.monotonic() + 10
-        while time.monotonic() < until and not (supervisor.ended() and supervisor.services["again"].restarts):
-            supervisor.tend()
-            time.sleep(0.05)
+        assert so(lambda: supervisor.tend() or (supervisor.ended() and supervisor.services["again"].restarts))
         assert supervisor.ended() == ["once"] and supervisor.tail("once") == ["bye"]
         assert supervisor.services["again"].restarts >= 1
         service = supervisor.services["again"]
@@ -97,10 +94,7 @@ def test_a_service_that_dies_at_once_again_and_again_is_given_up(tmp_path):
     with Supervisor() as supervisor:
         command = [sys.executable, "-c", "print('port taken')"]
         supervisor.start("link", command, tmp_path / "log", restart=True, pause=0.01, give_up=2)
-        until = time.monotonic() + 30
-        while not supervisor.ended() and time.monotonic() < until:
-            supervisor.tend()
-            time.sleep(0.02)
+        assert so(lambda: supervisor.tend() or supervisor.ended())
         assert supervisor.ended() == ["link"] and supervisor.services["link"].restarts == 2
         assert supervisor.tail("link") == ["port taken"] * 3
 
@@ -115,7 +109,7 @@ end_when_killed(); print('up', flush=True); time.sleep(60)
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"up\n"
         process.terminate()
-        assert process.wait(20) != 0 and b"KeyboardInterrupt" in process.stderr.read()
+        assert process.wait(60) != 0 and b"KeyboardInterrupt" in process.stderr.read()
 
 
 def test_a_second_kill_does_not_leave_processes_behind(tmp_path):
@@ -123,9 +117,12 @@ def test_a_second_kill_does_not_leave_processes_behind(tmp_path):
     script = """
 import sys, time
 from pathlib import Path
+from medsynx import processes
 from medsynx.processes import Supervisor, end_when_killed
+processes.TERM_SECONDS = 60
 end_when_killed()
-child = "import signal, time; signal.signal(signal.SIGTERM, lambda *a: (time.sleep(1), 1/0)); print('up', flush=True); time.sleep(300)"
+end = "lambda *a: (print('ending', flush=True), time.sleep(1), 1/0)"
+child = f"import signal, time; signal.signal(signal.SIGTERM, {end}); print('up', flush=True); time.sleep(300)"
 log = Path(sys.argv[1]) / "log"
 with Supervisor() as s:
     s.start("stubborn", [sys.executable, "-c", child], log)
@@ -138,9 +135,9 @@ with Supervisor() as s:
     ) as parent:
         parent.stdout.readline()
         parent.terminate()
-        time.sleep(0.4)
+        assert so(lambda: "ending" in (tmp_path / "log").read_text())
         parent.terminate()
-        parent.wait(20)
+        parent.wait(60)
     assert "ZeroDivisionError" in (tmp_path / "log").read_text(), "it ended in its own time"
 
 

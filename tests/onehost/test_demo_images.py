@@ -64,14 +64,16 @@ def test_ctrl_c_while_hospitals_deidentify(tmp_path):
     folder = tmp_path / "demo"
     command = [sys.executable, "-m", "medsynx", "demo", "--images", "--patients", "200", "--dir", str(folder), "--json"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as demo:
-        until = time.monotonic() + 200
-        while not any(folder.glob("sites/*/vault/objects/*/*.dcm")) and time.monotonic() < until:
+        until = time.monotonic() + 300
+        while not any(folder.glob("sites/*/vault/objects/*/*.dcm")) or len(started := descendants(demo.pid)) < 4:
+            assert time.monotonic() < until and demo.poll() is None, "commands and their workers"
             time.sleep(0.1)
-        started = descendants(demo.pid)
-        assert len(started) >= 4, "commands and their workers"
         os.kill(demo.pid, signal.SIGINT)
-        assert demo.wait(30) == 130
-    assert not started & set(descendants(1) | descendants(os.getpid())) and left_over(folder) == ""
+        assert demo.wait(60) == 130
+    until = time.monotonic() + 30
+    while (left := started & (descendants(1) | descendants(os.getpid()))) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not left and left_over(folder) == ""
 
 
 def descendants(pid):

@@ -98,7 +98,8 @@ def test_a_superlink_that_is_away_is_waited_for(kept):
     assert list(flower.runs) == [1]
 
 
-def test_two_cannot_conduct_one_run_and_a_killed_one_lets_go(tmp_path):
+def test_two_cannot_conduct_one_run_and_a_killed_one_lets_go(tmp_path, monkeypatch):
+    monkeypatch.setattr("strategies.lock.LOOK_SECONDS", 0.5)
     (tmp_path / "r").mkdir()
     script = f"""
 from pathlib import Path; from strategies.lock import alone; import time
@@ -201,9 +202,11 @@ def test_a_lock_that_stays_held_is_left_for_the_next_look(kept, monkeypatch, cap
     assert folder.result("r")["code"] == "run-stopped"
 
 
-def test_whoever_only_looks_at_a_lock_keeps_nobody_from_it(tmp_path):
-    looker = (tmp_path / "lock").open("a")
-    fcntl.flock(looker, fcntl.LOCK_EX)
+def test_whoever_only_looks_at_a_lock_keeps_nobody_from_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("strategies.lock.LOOK_SECONDS", 60)
+    looker = (tmp_path / "lock").open("a+")
+    fcntl.flock(looker, fcntl.LOCK_SH)
+    assert holder(tmp_path) == (None, False), "nor is taken for who holds it"
     threading.Timer(0.2, looker.close).start()
     with alone(tmp_path, 7):
         assert holder(tmp_path)[1]

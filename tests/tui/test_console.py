@@ -1,16 +1,19 @@
 """The console against a named fake of the API, and once against the real server."""
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
 
 import httpx
 import pytest
+from textual.css.query import NoMatches
 from textual.widgets import DataTable, Input, Static, TabbedContent
 
 from tui.app import Console
 from tui.client import Api, ApiError
+from tui.screens.confirm import Confirm
 from tui.screens.main import Main
 from tui.screens.sign_in import SignIn
 from tui.widgets.detail import Detail
@@ -88,18 +91,43 @@ def console(fake):
     return Console("https://fake", api=Api("https://fake", transport=httpx.MockTransport(fake)))
 
 
-async def sign_in(pilot, password="right"):
-    await pilot.pause()
-    pilot.app.screen.query_one("#email", Input).value = "a@b.cd"
-    pilot.app.screen.query_one("#password", Input).value = password
-    pilot.app.screen.query_one("#password", Input).focus()
+async def sign_in(pilot, password="right", shown=None):
+    """Sign in; returns when every table shows rows, or what is ``shown`` instead."""
+    app = pilot.app
+    await until(pilot, lambda: isinstance(app.screen, SignIn) and app.screen.query_one("#password", Input).is_mounted)
+    app.screen.query_one("#email", Input).value = "a@b.cd"
+    app.screen.query_one("#password", Input).value = password
+    app.screen.query_one("#password", Input).focus()
+    await until(pilot, lambda: app.focused is app.screen.query_one("#password", Input))
     await pilot.press("enter")
-    await settle(pilot)
+    await until(
+        pilot, shown or (lambda: isinstance(app.screen, Main) and rows_of(app.screen) and min(rows_of(app.screen)))
+    )
 
 
-async def settle(pilot):
-    for _ in range(6):
-        await pilot.pause(0.05)
+async def until(pilot, what, seconds=60):
+    """Let the console go on until something is so, however slow this machine is."""
+    end = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(NoMatches):  # of a screen that is not there yet
+            if what():
+                return
+        assert time.monotonic() < end, "it does not come"
+        await pilot.pause(0.02)
+
+
+async def open_generators(pilot):
+    """As key 3 does, until the keys go to that table."""
+    await pilot.press("3")
+    screen = pilot.app.screen
+    await until(
+        pilot,
+        lambda: screen.query_one(TabbedContent).active == "generators" and screen.focused is screen.table().table,
+    )
+
+
+def rows_of(screen) -> list[int]:
+    return [table.row_count for table in screen.query(DataTable)]
 
 
 def text(screen, kind) -> str:
@@ -108,7 +136,7 @@ def text(screen, kind) -> str:
 
 async def test_wrong_password_stays_at_the_door_with_a_reason():
     async with console(FakeApi()).run_test() as pilot:
-        await sign_in(pilot, "wrong")
+        await sign_in(pilot, "wrong", lambda: "Try again." in text(pilot.app.screen, "#problem"))
         assert isinstance(pilot.app.screen, SignIn)
         assert (
             "login-failed" in text(pilot.app.screen, "#problem")
@@ -121,10 +149,11 @@ async def test_a_coordinator_sees_runs_sites_and_generators():
         await sign_in(pilot)
         screen = pilot.app.screen
         assert isinstance(screen, Main)
-        assert [t.row_count for t in screen.query(DataTable)] == [1, 1, 1]
-        assert "south: failed (budget-exceeded)" in text(screen, Detail) and "1/3" in text(screen, Detail)
-        await pilot.press("3")
-        await settle(pilot)
+        assert rows_of(screen) == [1, 1, 1]
+        await until(pilot, lambda: "south: failed (budget-exceeded)" in text(screen, Detail))
+        assert "1/3" in text(screen, Detail)
+        await open_generators(pilot)
+        await until(pilot, lambda: "researchers" in text(screen, Detail))
         shown = text(screen, Detail)
         assert (
             "1 against researchers, 2 against the coordinator" in shown
@@ -139,15 +168,15 @@ async def test_release_asks_first():
     async with console(fake).run_test(size=(110, 32)) as pilot:
         await sign_in(pilot)
         await pilot.press("r")
-        await settle(pilot)
+        await until(pilot, lambda: [n for n in pilot.app._notifications if "Select a generator" in n.message])
         assert isinstance(pilot.app.screen, Main), "no generator is selected on the runs tab"
-        await pilot.press("3")
-        await settle(pilot)
+        await open_generators(pilot)
         for answer, status in (("n", "withheld"), ("y", "released")):
             await pilot.press("r")
-            await settle(pilot)
+            await until(pilot, lambda: isinstance(pilot.app.screen, Confirm))
             await pilot.press(answer)
-            await settle(pilot)
+            await until(pilot, lambda: not [w for w in pilot.app.workers if w.name == "action_release"])
+            assert isinstance(pilot.app.screen, Main)
             assert fake.generators[0]["status"] == status
 
 
@@ -166,18 +195,18 @@ async def test_a_server_that_goes_away_and_comes_back():
         screen = pilot.app.screen
         fake.mode = "down"
         screen.refresh_tables()
-        await settle(pilot)
         banner = screen.query_one("#banner")
-        assert banner.has_class("shown") and "does not answer" in text(screen, "#banner")
+        await until(pilot, lambda: banner.has_class("shown"))
+        assert "does not answer" in text(screen, "#banner")
         assert screen.query(DataTable).first().row_count == 1, "what was last known stays"
         fake.mode = "up"
         screen.refresh_tables()
-        await settle(pilot)
-        assert not banner.has_class("shown")
+        await until(pilot, lambda: not banner.has_class("shown"))
         fake.mode = "expired"
         screen.refresh_tables()
-        await settle(pilot)
-        assert isinstance(pilot.app.screen, SignIn)
+        await until(pilot, lambda: isinstance(pilot.app.screen, SignIn))
+        fake.mode = "up"
+        await sign_in(pilot)
 
 
 async def test_markup_from_the_server_is_plain_text():
@@ -185,8 +214,7 @@ async def test_markup_from_the_server_is_plain_text():
     fake.generators = [{**GENERATOR, "name": "[/x] odd"}]
     async with console(fake).run_test() as pilot:
         await sign_in(pilot)
-        await pilot.press("3")
-        await settle(pilot)
+        await open_generators(pilot)
         assert str(pilot.app.screen.table().table.get_row_at(0)[0]) == "[/x] odd"
 
 
@@ -202,8 +230,7 @@ async def test_a_server_slower_than_the_refresh_still_shows_its_rows(monkeypatch
     monkeypatch.setattr(api, "rows", slow)
     async with Console("https://fake", api=api).run_test() as pilot:
         await sign_in(pilot)
-        await pilot.pause(1.5)
-        assert all(t.row_count == 1 for t in pilot.app.screen.query(DataTable))
+        assert rows_of(pilot.app.screen) == [1, 1, 1]
 
 
 async def test_an_answer_that_comes_while_the_console_closes_does_no_harm(monkeypatch):
@@ -243,12 +270,12 @@ async def test_the_cursor_stays_on_its_row():
     fake.generators = [{**GENERATOR, "id": str(k) * 32, "name": f"g{k}"} for k in range(4)]
     async with console(fake).run_test() as pilot:
         await sign_in(pilot)
-        await pilot.press("3")
-        await settle(pilot)
+        await open_generators(pilot)
         await pilot.press("down", "down")
+        await until(pilot, lambda: pilot.app.screen.table().current["name"] == "g2")
         fake.generators = [{**GENERATOR, "id": "9" * 32, "name": "new"}, *fake.generators]
         pilot.app.screen.refresh_tables()
-        await settle(pilot)
+        await until(pilot, lambda: pilot.app.screen.table().table.row_count == 5)
         assert pilot.app.screen.table().current["name"] == "g2"
         assert pilot.app.screen.query_one(TabbedContent).active == "generators"
 
@@ -273,24 +300,20 @@ async def test_against_the_real_server(tmp_path):
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
+    end = time.monotonic() + 60
     while not server.started:
+        assert time.monotonic() < end and thread.is_alive()
         time.sleep(0.05)
     try:
         url = f"http://127.0.0.1:{port}"
-        token = httpx.post(f"{url}/auth/token", data={"username": "a@b.cd", "password": "right password"}).json()[
-            "access_token"
-        ]
+        account = {"username": "a@b.cd", "password": "right password"}
+        token = httpx.post(f"{url}/auth/token", data=account, timeout=60).json()["access_token"]
         body = {k: v for k, v in RUN.items() if k not in ("id", "updated_at")}
-        assert (
-            httpx.put(f"{url}/runs/run-1", json=body, headers={"Authorization": f"Bearer {token}"}).status_code == 200
-        )
+        header = {"Authorization": f"Bearer {token}"}
+        assert httpx.put(f"{url}/runs/run-1", json=body, headers=header, timeout=60).status_code == 200
         async with Console(url).run_test(size=(110, 32)) as pilot:
-            await sign_in(pilot, "right password")
-            for _ in range(40):
-                await pilot.pause(0.1)
-                if isinstance(pilot.app.screen, Main) and pilot.app.screen.query(DataTable).first().row_count:
-                    break
-            assert "south: failed (budget-exceeded)" in text(pilot.app.screen, Detail)
+            await sign_in(pilot, "right password", lambda: isinstance(pilot.app.screen, Main))
+            await until(pilot, lambda: "south: failed (budget-exceeded)" in text(pilot.app.screen, Detail))
     finally:
         server.should_exit = True
         thread.join(10)
