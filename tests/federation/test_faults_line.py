@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack, nullcontext
 
 import pytest
 
@@ -42,14 +43,16 @@ def field(tmp_path_factory):
 def test_a_line_that_is_dead_for_seconds_costs_time_only(field, when):
     """Longer than an HTTP request waits, shorter than Flower takes to count the site as offline."""
     field.online()
-    field.ask(when)
-    if when != "answered":
-        field.until(field.at(when, "tables"))
-    if when == "computing":
-        field.caught("west")
-    if when == "answered":
-        field.until(lambda: field.left("west", when), 120)
-    with field.federation.line.dead():
+    reached = {
+        "asked": lambda: field.until(field.at(when, "tables")),
+        "computing": lambda: field.caught("west", worker=True),
+        "answered": lambda: field.until(lambda: field.left("west", when)),
+    }
+    with ExitStack() as cut:
+        with field.waiting("west") if when == "computing" else nullcontext():
+            field.ask(when)
+            reached[when]()
+            cut.enter_context(field.federation.line.dead())
         time.sleep(15)
     result = field.result(when, 300)
     assert result["status"] == "finished" and result["missing"] == {} and result["sites"] == list(SITES), result
