@@ -7,8 +7,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, settings
 
 from medsynx.study import Study, parse_study
+
+# What is slow on a busy machine is not wrong: an example that takes 200 ms, or examples that are slow to make, fail no test.
+settings.register_profile("busy", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 RAW_STUDY = {
     "manifest": 1,

@@ -36,13 +36,19 @@ def _one_sided(low: NDArray[np.float64], high: NDArray[np.float64], delta: float
 
 
 def _thresholds(low: NDArray[np.float64], high: NDArray[np.float64]) -> list[float]:
-    """For 0, 1, 2, 4, ... false alarms among ``low``: the highest threshold that catches no fewer of ``high`` than the lowest one does."""
-    descending, found = np.sort(low)[::-1], []
+    """For 0, 1, 2, 4, ... false alarms among ``low``: the middle between the next false alarm and the lowest of ``high`` that is caught.
+
+    Where some of ``high`` look like ``low`` (a canary that joined no batch), a few of these lie above all of ``low`` by luck, and drag the threshold
+    to where false alarms are. One more threshold lets the lowest tenth of what is caught go.
+    """
+    descending, found = np.sort(low)[::-1], set[float]()
     for allowed in (0, *(2**k for k in range(len(low).bit_length() - 1))):
-        caught = high[high > descending[allowed]]
+        caught = np.sort(high[high > descending[allowed]])
         if len(caught):
-            found.append(float(caught.min()))
-    return sorted(set(found))
+            found.add(float(descending[allowed] + caught[0]) / 2)
+        if not allowed and 10 <= len(caught) < len(high):
+            found.add(float(descending[0] + caught[len(caught) // 10]) / 2)
+    return sorted(found)
 
 
 def _bound(low: NDArray[np.float64], high: NDArray[np.float64], threshold: float, delta: float, error: float) -> float:

@@ -66,9 +66,9 @@ def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
     return without, pd.concat([without, pd.DataFrame([canary] * 40)], ignore_index=True)
 
 
-def everyone(frame: pd.DataFrame) -> Patients:
+def everyone(frame: pd.DataFrame, study: Study = STUDY) -> Patients:
     """All patients of a table, whatever part they belong to: the attacker does not need the split."""
-    return prepare(frame, STUDY, bytes(32)).parts["all"]
+    return prepare(frame, study, bytes(32)).parts["all"]
 
 
 def sum_score(door: door_module.Door, worlds: tuple[Patients, Patients], truth: int) -> float:
@@ -230,7 +230,8 @@ def test_gradients_of_images_that_are_not_clipped_are_found(tmp_path, monkeypatc
     monkeypatch.setattr(
         image_dp_gan_sum, "_whole", lambda gradient, clip_norm: (gradient * 100 * dp_gan_sum.NORM).astype(np.int64)
     )
-    assert audit_summed_gradients(tmp_path, PICTURES, 150) > PICTURES.privacy.epsilon
+    """Of fewer runs too few have the canary in a batch: of 150, one audit in twenty found nothing."""
+    assert audit_summed_gradients(tmp_path, PICTURES, 200) > PICTURES.privacy.epsilon
 
 
 def everyone_joins(monkeypatch):
@@ -253,12 +254,17 @@ def test_a_fault_in_the_sums_of_gradients_is_found(tmp_path, monkeypatch, fault)
 # -- asking again: a generator that goes back to the rows for each sample gives fresh noise each time, and the mean of it tells
 
 
-LOOSER = parse_study(
-    {**RAW, "privacy": {**RAW["privacy"], "delta": 1e-3}}
-)  # less noise: fewer questions show the fault
+LOOSER = parse_study(  # less noise, and all of the budget in one step: fewer questions show the fault
+    {
+        **RAW,
+        "columns": {name: RAW["columns"][name] for name in ("patient", "age", "sex", "ill")},
+        "privacy": {**RAW["privacy"], "delta": 1e-3},
+        "evaluation": {"federated": False},
+    }
+)
 
 
-def audit_asking_again(tmp_path, monkeypatch, times: int = 200, runs: int = 80) -> float:
+def audit_asking_again(tmp_path, monkeypatch, times: int = 250, runs: int = 80) -> float:
     """The first step, asked for under many run names, through the whole door; the attacker keeps what it is given."""
     for name in ("released", "refused"):  # thousands of lines on the disk, for nobody
         monkeypatch.setattr(f"site_agent.audit.Audit.{name}", lambda *_: None)
@@ -272,7 +278,7 @@ def audit_asking_again(tmp_path, monkeypatch, times: int = 200, runs: int = 80) 
     )
     family, priced = get_family("marginals"), priced_plan(LOOSER).steps[0]
     frames = tables()
-    expected = [family.contribute(LOOSER, priced, State(), everyone(f), {}).arrays["sum"] for f in frames]
+    expected = [family.contribute(LOOSER, priced, State(), everyone(f, LOOSER), {}).arrays["sum"] for f in frames]
     scores = []
     for truth, frame in enumerate(frames):
         got = []

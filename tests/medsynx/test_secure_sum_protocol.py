@@ -152,7 +152,8 @@ def test_a_masked_vector_looks_uniform_and_never_repeats():
     masked = first.sent["s000"] & np.uint64(2**40 - 1)
     counts = np.bincount((masked >> np.uint64(32)).astype(int), minlength=256)
     assert ((counts - 20_000 / 256) ** 2).sum() / (20_000 / 256) < 255 + 6 * np.sqrt(2 * 255)
-    assert len(set(masked.tolist())) == 20_000 and (first.sent["s000"] != second.sent["s000"]).all()
+    assert len(set(masked.tolist())) >= 19_998, "two of 20,000 numbers of 40 bits are alike in one run of 5,000"
+    assert (first.sent["s000"] != second.sent["s000"]).all()
 
 
 def test_all_but_one_mask_leaves_it_uniform():

@@ -242,7 +242,7 @@ def test_a_folder_of_pictures_a_class_is_a_site(tmp_path):
     from PIL import Image
 
     for site in ("a", "b"):
-        pixels, label = stripes(40, ord(site), size=24)
+        pixels, label = stripes(80, ord(site), size=24)  # classes of so many stand out of the noise
         for k, (one, code) in enumerate(zip(pixels, label, strict=True)):
             folder = tmp_path / site / RAW_IMAGE_STUDY["image"]["classes"][code] / f"batch{k % 2}"
             folder.mkdir(parents=True, exist_ok=True)
@@ -253,7 +253,7 @@ def test_a_folder_of_pictures_a_class_is_a_site(tmp_path):
     (tmp_path / "a" / "other" / "x.png").write_bytes((tmp_path / "b" / "flat").rglob("*.jpg").__next__().read_bytes())
     study = parse_study(RAW_IMAGE_STUDY)
     result = simulate(study, [tmp_path / "a", tmp_path / "b"], tmp_path / "out")
-    assert result["patients"] == 80 and result["private"]
+    assert result["patients"] == 160 and result["private"]
     assert [w for w in result["warnings"] if "left out" in w] == [
         "site-01: 1 images left out: label outside the study",
         "site-01: 1 images left out: cannot be decoded",

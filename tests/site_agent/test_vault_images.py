@@ -367,15 +367,15 @@ def test_a_file_without_a_name_stays_in_its_part_wherever_it_lies(site):
     held = []
     for place in ("flat/first", "flat/moved"):
         (site.src / place).mkdir(parents=True)
-        for number in range(30):
+        for number in range(90):  # as many that some are held out whatever the site's key
             Image.fromarray(soft(number)).save(site.src / place / f"{place[5]}{number}.png")
         site.ingest(labels=CLASSES)
         table = site.load()
-        assert table.parts["all"].count == 30
+        assert table.parts["all"].count == 90
         held.append(({i.tobytes() for i in table.parts["holdout"].images}, table.marks))
         site.vault.forget_dataset("chest")
         shutil.rmtree(site.src / place)
-    assert held[0] == held[1] and 0 < len(held[0][0]) < 20
+    assert held[0] == held[1] and 0 < len(held[0][0]) < 60
 
 
 def test_a_data_set_has_one_name_and_a_file_has_its_own_labels():
