@@ -230,7 +230,7 @@ def test_gradients_of_images_that_are_not_clipped_are_found(tmp_path, monkeypatc
     monkeypatch.setattr(
         image_dp_gan_sum, "_whole", lambda gradient, clip_norm: (gradient * 100 * dp_gan_sum.NORM).astype(np.int64)
     )
-    """Of fewer runs too few have the canary in a batch: of 150, one audit in twenty found nothing."""
+    # of fewer runs too few have the canary in a batch: of 150, one audit in twenty found nothing
     assert audit_summed_gradients(tmp_path, PICTURES, 200) > PICTURES.privacy.epsilon
 
 
