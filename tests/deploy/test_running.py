@@ -82,6 +82,7 @@ def test_services_have_a_read_only_root_no_capabilities_and_a_health_check(role)
     assert service["read_only"] is True and service["cap_drop"] == ["ALL"] and service["init"] is True
     assert service["security_opt"] == ["no-new-privileges:true"] and service["user"] == last(role, "USER")
     assert service["build"]["dockerfile"] == f"docker/{role}.Dockerfile" and not service["image"].endswith(":latest")
+    assert service["stop_grace_period"] == "30s", "as long as the units have, and longer than a site takes to sign off"
     assert "privileged" not in service and "network_mode" not in service
     assert {v.split(":")[0] for v in service["volumes"] if not v.startswith("$")} <= set(COMPOSE["volumes"])
     assert set(service.get("secrets", ())) <= set(COMPOSE["secrets"])
