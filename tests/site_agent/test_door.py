@@ -230,9 +230,9 @@ def test_cargo_is_made_by_the_door_alone():
 
 
 def test_nothing_else_in_the_site_agent_opens_an_outbound_channel():
-    """The executor speaks, to its own SuperNode on loopback, and so does membership, which knows no record and is known to nothing that does."""
+    """The executor speaks, to its own SuperNode on loopback, and so do SuperNode and membership, which know no record and are known to nothing that does."""
     outbound = {"socket", "httpx", "requests", "urllib", "http", "smtplib", "ftplib", "aiohttp", "grpc"}
-    membership = {"line", "enrolment", "preflight", "membership_cli", "run"}
+    membership = {"line", "enrolment", "preflight", "membership_cli", "run", "supernode"}
     knowing = {"door", "service", "datasets", "ingest", "images", "ledger", "vault", "secure_sum", "client_app", "deid"}
     knowing |= {"image_files", "image_readers", "vault_images"}
     for path in Path(site_agent.__file__).parent.glob("**/*.py"):
