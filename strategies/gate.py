@@ -132,7 +132,8 @@ def gate(app: App, server: httpx.AsyncClient | None = None) -> App:
 
     async def pass_on(scope: Any, receive: Any, send: Any, key: bytes, signed: bytes) -> None:
         """Ask Flower, unless it has done just that for this site. One that has gone away meanwhile does not stop Flower half-way."""
-        path, site, status, answer, done = scope["path"], sites.get(key, Answers()), 500, list[Any](), asyncio.Event()
+        path, site, status, content = scope["path"], sites.get(key, Answers()), 500, b""
+        answer, done = list[Any](), asyncio.Event()
 
         async def watched(message: Any) -> None:
             nonlocal status
@@ -155,9 +156,9 @@ def gate(app: App, server: httpx.AsyncClient | None = None) -> App:
             return {"type": "http.disconnect"}
 
         try:
-            if (content := await _body(receive)) is None:
+            if (body := await _body(receive)) is None:
                 return
-            unread = [content]
+            content, unread = body, [body]
             async with site.turn if path in ONCE else nullcontext():
                 kept = site.again(path, content) if _fresh(signed) else []
                 for part in kept:
