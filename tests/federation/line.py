@@ -85,3 +85,51 @@ class Line:
     @staticmethod
     def _start(what, *more) -> None:
         threading.Thread(target=what, args=more, daemon=True).start()
+
+
+class Proxy:
+    """An HTTPS proxy as hospitals have one: CONNECT and nothing else.
+
+    Attributes:
+        asked: what it was asked for, as ``METHOD HOST:PORT``, once each.
+        refuses: with 503, as one that is restarted does.
+    """
+
+    def __init__(self) -> None:
+        self.asked, self.refuses = set[str](), False
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        Line._start(self._accept)
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                Line._start(self._answer, near)
+
+    def _answer(self, near: socket.socket) -> None:
+        with suppress(OSError, ValueError), near:
+            head = b""
+            while b"\r\n\r\n" not in head and (data := near.recv(4096)):
+                head += data
+            method, place, _ = head.split(b"\r\n")[0].decode().split()
+            self.asked.add(f"{method} {place}")
+            if method != "CONNECT" or self.refuses:
+                near.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+                return
+            host, _, port = place.rpartition(":")
+            with socket.create_connection((host, int(port))) as far:
+                near.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                Line._start(self._forward, near, far)
+                self._forward(far, near)
+
+    @staticmethod
+    def _forward(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(16384):
+                target.sendall(data)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
