@@ -6,8 +6,10 @@ is lost. A heartbeat that fails so ends the heartbeats alone. Here all of these 
 that it could not store an object of a reply, and a SuperNode that has given up ends, for whoever runs it to start another.
 
 flwr's loop takes one message and then sends whichever reply it finds. A message may get two: its run ended while the reply was being stored, or a
-process was spoken for that had just answered. From then on every reply would wait for the next message, and the site be late for ever. Here a reply
-to a message that is done with is dropped. And a reply whose content never comes, because its sender was killed, is given up instead of waited for.
+process was spoken for that had just answered. Or one is left behind, for its run ended while its content was on its way, and gets a reply when its
+task has expired. From then on every reply would wait for the next message, and the site be late for ever. Here what is left is forgotten before the
+next message, and a reply to a message that is done with is dropped. And a reply whose content never comes, because its sender was killed, is given up
+instead of waited for.
 
 flwr internals used here are pinned by ``flwr==1.41.*`` and a contract test.
 """
@@ -186,13 +188,16 @@ def make_sound(contact: Path) -> None:
         push(Replies(state, object_store), Objects(object_store), push_object=insistent(push_object), **more)
 
     @wraps(pull)
-    def take(*, receive: Callable[[], Any], **more: Any) -> int:
+    def take(*, state: Any, object_store: Any, receive: Callable[[], Any], **more: Any) -> int:
         def heard() -> Any:
+            for left in list(state.msg_store):
+                state.delete_messages(message_ids=[left])
+                object_store.delete(left)
             answer = receive()
             note(contact)
             return answer
 
-        while (run := pull(receive=heard, **more)) is None:
+        while (run := pull(state=state, object_store=object_store, receive=heard, **more)) is None:
             time.sleep(POLL_SECONDS)
         return int(run)
 

@@ -14,6 +14,7 @@ from flwr.app.message import make_message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.run import RunNotRunningException
 from flwr.supernode import start_client_internal as flower
 from flwr.supernode.nodestate import NodeStateFactory
 
@@ -109,6 +110,40 @@ def test_a_reply_whose_content_does_not_come_is_given_up(loop, monkeypatch):
     second = asked(*loop, "second")
     replied(*loop, second, "two")
     assert sent(*loop) == ["two"]
+
+
+def test_a_message_whose_run_ended_on_the_way_never_gets_in_the_next_ones_way(loop):
+    """Flower leaves it in its state; when its task's token has expired it is spoken for, and that reply would be sent in the next one's turn."""
+    state, objects = loop
+    first = asked(state, objects, "first")
+    calls = dict.fromkeys(
+        ["node_config", "get_run", "get_fab", "pull_object", "confirm_message_received", "trusted_entities"]
+    )
+
+    def receive():
+        raise RunNotRunningException  # the last of the run
+
+    with pytest.raises(KeyboardInterrupt):
+        flower._pull_and_store_message(state=state, object_store=objects, receive=stopping(receive), **calls)
+    second = asked(state, objects, "second")
+    put(state, objects, Message(Error(code=5, reason="its token has expired"), reply_to=first))
+    assert sent(state, objects, 1.2) is None, "that is no answer to the second"
+    replied(state, objects, second, "two")
+    time.sleep(1)
+    assert state.msg_store == {}, "and this one was sent"
+
+
+def stopping(receive):
+    """Flower's loop goes on for ever: it is left at the second time."""
+    times = []
+
+    def once():
+        times.append(1)
+        if len(times) > 1:
+            raise KeyboardInterrupt
+        return receive()
+
+    return once
 
 
 def test_it_asks_every_second_and_notes_that_it_was_answered(loop, monkeypatch, tmp_path):
