@@ -10,6 +10,7 @@ from medsynx.logs import VARIABLE
 
 SITE = "MEDSYNX_SITE"  #: environment variable with the site's folder, for its executor
 CONTACT = "contact"  #: in a SuperNode's home: a file whose time is that of the coordinator's last answer
+NOT_TAKEN = "signed requests are not taken"  #: what a SuperNode logs before it ends for that
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_LOG_LEVEL": "INFO"}
 
 

@@ -36,7 +36,7 @@ from flwr.supercore.retry.retry_invoker import RetryState
 from flwr.supernode import fleet_http_connection as line
 from flwr.supernode import start_client_internal as flower
 
-from medsynx.flower_processes import CONTACT
+from medsynx.flower_processes import CONTACT, NOT_TAKEN
 
 POLL_SECONDS = 1.0
 CONTENT_SECONDS = 60.0  #: to wait for one object of a reply
@@ -159,6 +159,8 @@ def patient() -> RetryInvoker:
     def give_up(error: Exception) -> bool:
         if isinstance(error, httpx.TransportError):
             return "certificate verify failed" in str(error).lower()
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNAUTHORIZED:
+            log(ERROR, NOT_TAKEN)  # Flower ends the process next, and calls that graceful
         return not unwell(error) and hopeless(error)
 
     def back_off(state: RetryState) -> None:

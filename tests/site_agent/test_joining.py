@@ -16,6 +16,7 @@ from sqlmodel import Session
 from typer.testing import CliRunner
 
 from medsynx.errors import CODES, MedsynxError
+from medsynx.flower_processes import NOT_TAKEN
 from medsynx.keys import public_pem
 from medsynx.processes import free_port
 from onehost.certificates import authority, certified, make_tls
@@ -265,6 +266,8 @@ def test_the_end_of_a_supernode_is_told_with_its_reason():
     assert "runs elsewhere" in why(refused)
     assert "runs elsewhere" not in why([*refused, *start, failed, "Connection refused", *rest])
     assert why([*start, failed, "Connection refused", *rest]) == f"{failed} Connection refused"
+    assert "clock is wrong" in why([f"ERROR :     {NOT_TAKEN}", "INFO :      SuperNode terminated gracefully.", *rest])
+    assert "clock" not in why([f"ERROR :     {NOT_TAKEN}", *start, failed, "Connection refused", *rest])
     assert why(["first", "last words\n"]) == "last words" and why([]) == "nothing in its log"
     assert why([*start, "\x1b[2Jall is well"]) == "?[2Jall is well", "what it says moves no cursor"
 

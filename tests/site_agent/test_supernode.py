@@ -1,5 +1,6 @@
 """Flower's own loop, state and object store, with the SuperNode's calls to the SuperLink played: every message is answered by its own reply."""
 
+import logging
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from flwr.supercore.run import RunNotRunningException
 from flwr.supernode import start_client_internal as flower
 from flwr.supernode.nodestate import NodeStateFactory
 
+from medsynx.flower_processes import NOT_TAKEN
 from site_agent import supernode
 
 RUN = 7
@@ -208,6 +210,17 @@ def test_a_coordinator_that_is_unwell_is_asked_again_for_some_time(loop, monkeyp
     )
     with pytest.raises(httpx.HTTPStatusError, match="500"):
         call(answered(503), answered(500), "never asked")
+
+
+def test_it_says_that_its_signature_is_not_taken_before_it_ends(loop, monkeypatch, caplog):
+    """Else it ends gracefully, and nobody learns that the clock of this machine is wrong."""
+    ended = []
+    monkeypatch.setattr("flwr.supercore.retry.http_retry.os.kill", lambda *how: ended.append(how))
+    monkeypatch.setattr("flwr.supercore.retry.http_retry.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
+    with caplog.at_level(logging.ERROR):
+        call(answered(401), "answered")
+    assert len(ended) == 1 and NOT_TAKEN in caplog.text
 
 
 @pytest.mark.parametrize(("beat", "lives"), [(500, True), (429, True), (False, True), (404, False)])
