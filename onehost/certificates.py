@@ -16,16 +16,20 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from medsynx.keys import write_secret
 from strategies.runtime import Tls
 
-DAYS = 30
+DAYS = 60
 
 
 def make_tls(folder: Path) -> Tls:
     """A fresh CA (its key is not kept) and a server certificate for localhost and 127.0.0.1."""
-    folder.mkdir(parents=True, exist_ok=True)
-    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "MedSynX one-machine CA")])
+    return certified(folder, *authority())
+
+
+def authority() -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """A fresh CA and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "MedSynX one-machine CA")])
     ca = (
-        _base(ca_name, ca_name, ca_key.public_key())
+        _base(name, name, key.public_key(), DAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(
             x509.KeyUsage(
@@ -41,12 +45,19 @@ def make_tls(folder: Path) -> Tls:
             ),
             critical=True,
         )
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key()), critical=False)
-        .sign(ca_key, hashes.SHA256())
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
     )
+    return ca, key
+
+
+def certified(folder: Path, ca: x509.Certificate, ca_key: ec.EllipticCurvePrivateKey, days: float = DAYS) -> Tls:
+    """A new key with a certificate of this CA for localhost and 127.0.0.1, that ends so many days from now."""
+    folder.mkdir(parents=True, exist_ok=True)
+    key = ec.generate_private_key(ec.SECP256R1())
     names: list[x509.GeneralName] = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     server = (
-        _base(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")]), ca_name, key.public_key())
+        _base(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")]), ca.subject, key.public_key(), days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -60,14 +71,15 @@ def make_tls(folder: Path) -> Tls:
     return out
 
 
-def _base(subject: x509.Name, issuer: x509.Name, public_key: Any) -> x509.CertificateBuilder:
+def _base(subject: x509.Name, issuer: x509.Name, public_key: Any, days: float) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
+    end = now + timedelta(days=days)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=5))
-        .not_valid_after(now + timedelta(days=DAYS))
+        .not_valid_before(min(now, end) - timedelta(minutes=5))
+        .not_valid_after(end)
     )

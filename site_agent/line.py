@@ -20,6 +20,7 @@ from medsynx.errors import CODES, MedsynxError
 from medsynx.membership import About, Settings
 
 SECONDS = 20.0
+NOT_NOW = (9, 10)  #: OpenSSL's: a certificate that is not valid yet, or not any more
 Answer = TypeVar("Answer", bound=BaseModel)
 
 
@@ -99,6 +100,11 @@ class Line:
             return MedsynxError("proxy-unusable", f"the proxy does not let this site through to {at}")
         if any(isinstance(c, socket.gaierror) for c in causes) and not proxy_for(self.host):
             return MedsynxError("dns-failed", f"no address is known for {self.host}")
+        if any(isinstance(c, ssl.SSLCertVerificationError) and c.verify_code in NOT_NOW for c in causes):
+            hint = "Tell the coordinator, whose certificate has ended; here there is nothing to do but to look whether the clock is right (`date`)."
+            return MedsynxError(
+                "server-unwell", f"the certificate {at} shows is not valid by this machine's clock", hint=hint
+            )
         if any(isinstance(c, ssl.SSLCertVerificationError) for c in causes):
             return MedsynxError(
                 "ca-mismatch", f"the certificate {at} shows is not one of the pinned authority for this host"

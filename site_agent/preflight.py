@@ -136,7 +136,7 @@ def tls(bench: Bench) -> str:
     try:
         Line(bench.url, bench.ca or shown).about()
     except MedsynxError as refusal:
-        raise MedsynxError(refusal.code, refusal.message, details=details) from None
+        raise MedsynxError(refusal.code, refusal.message, hint=refusal.hint, details=details) from None
     return f"authority {pin[:16]}..., as pinned"
 
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from medsynx.errors import MedsynxError
-from medsynx.flower_processes import SITE, flower_env
+from medsynx.flower_processes import NOT_TAKEN, SITE, flower_env
 from medsynx.keys import make_secret, read_secret
 from medsynx.logs import printable
 from medsynx.processes import Supervisor, alone, free_port
@@ -94,6 +94,8 @@ def why(log: Sequence[str]) -> str:
     given = log[ends[-1] + 1 :] if ends else log[-1:]
     if any(NOT_LET_IN in line for line in given):
         return "the coordinator does not let this key in: the same site runs elsewhere, was stopped less than a minute ago, or is enrolled no longer"
+    if any(NOT_TAKEN in line for line in (given if ends else log)):
+        return "the coordinator takes no request of this site: this machine's clock is wrong (`medsynx site preflight`), or its key was shut out"
     # The coordinator's words may be among them, and they are shown on a terminal.
     return printable(" ".join(line.strip() for line in given[:2])[:160]) or "nothing in its log"
 

@@ -1,12 +1,15 @@
 """Flower's SuperNode, with the loop that takes messages and sends replies made sound, and asking every second in place of three.
 
-A line that goes dead must cost a hospital no more than the time it is dead. flwr's SuperNode gives up when a TLS handshake meets its time limit, or
-at one answer of 500; its process then lives on and asks nothing for ever. A heartbeat that fails so ends the heartbeats alone. Here a handshake is
-tried again like any other request, and a SuperNode that has given up ends, for whoever runs it to start another.
+A line that goes dead must cost a hospital no more than the time it is dead. flwr's SuperNode gives up when a TLS handshake is broken off or meets its
+time limit, when a proxy refuses once, or at one answer of 500; its process then lives on and asks nothing for ever, and a reply that it was sending
+is lost. A heartbeat that fails so ends the heartbeats alone. Here all of these are tried again like any other request, also where the SuperLink says
+that it could not store an object of a reply, and a SuperNode that has given up ends, for whoever runs it to start another.
 
 flwr's loop takes one message and then sends whichever reply it finds. A message may get two: its run ended while the reply was being stored, or a
-process was spoken for that had just answered. From then on every reply would wait for the next message, and the site be late for ever. Here a reply
-to a message that is done with is dropped. And a reply whose content never comes, because its sender was killed, is given up instead of waited for.
+process was spoken for that had just answered. Or one is left behind, for its run ended while its content was on its way, and gets a reply when its
+task has expired. From then on every reply would wait for the next message, and the site be late for ever. Here what is left is forgotten before the
+next message, and a reply to a message that is done with is dropped. And a reply whose content never comes, because its sender was killed, is given up
+instead of waited for.
 
 flwr internals used here are pinned by ``flwr==1.41.*`` and a contract test.
 """
@@ -27,14 +30,20 @@ import httpx
 from flwr.supercore import log
 from flwr.supercore.exit import ExitCode, flwr_exit
 from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.retry import RetryInvoker, make_simple_http_retry_invoker
+from flwr.supercore.retry.retry_invoker import RetryState
 from flwr.supernode import fleet_http_connection as line
 from flwr.supernode import start_client_internal as flower
 
-from medsynx.flower_processes import CONTACT
+from medsynx.flower_processes import CONTACT, NOT_TAKEN
 
 POLL_SECONDS = 1.0
 CONTENT_SECONDS = 60.0  #: to wait for one object of a reply
+UNWELL_SECONDS = (
+    300.0  #: to try a request again that is answered 429 or 500; one that is answered 502 to 504 is tried for ever
+)
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  #: between tries of an object that was not stored
 
 
 class Replies:
@@ -82,8 +91,42 @@ class Objects:
         return content
 
 
+def insistent(push: Callable[..., None]) -> Callable[..., None]:
+    """Flower's way to push one object of a reply, tried again when the SuperLink has not taken it. Raises ObjectPushError in the end."""
+
+    def push_object(*object_of: Any) -> None:
+        for pause in PAUSES:
+            with suppress(ObjectPushError):
+                return push(*object_of)
+            time.sleep(pause)
+        return push(*object_of)
+
+    return push_object
+
+
 class Heart(HeartbeatSender):
-    """Flower's, which ends the process when it can beat no more: the site would count as offline and not know."""
+    """Flower's, which goes on while the coordinator is unwell, and ends the process when it can beat no more: the site would count as offline and
+    not know.
+
+    Args:
+        beat: one heartbeat; False when it failed.
+    """
+
+    contact: Path  #: touched when the coordinator has answered; also while a long step is computed and nothing is asked
+
+    def __init__(self, beat: Callable[[], bool]) -> None:
+        def beaten() -> bool:
+            try:
+                heard = beat()
+            except httpx.HTTPStatusError as refused:
+                if not unwell(refused):
+                    raise
+                return False
+            if heard:
+                note(self.contact)
+            return heard
+
+        super().__init__(beaten)
 
     def _run(self) -> None:
         try:
@@ -93,12 +136,41 @@ class Heart(HeartbeatSender):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+def note(contact: Path) -> None:
+    """The coordinator has answered."""
+    with suppress(OSError):
+        contact.touch()
+
+
+def unwell(error: Exception) -> bool:
+    """Whether an answer speaks of the coordinator's state (its database is locked, its disk full) and not of the request."""
+    return isinstance(error, httpx.HTTPStatusError) and (
+        error.response.status_code == 429 or error.response.is_server_error
+    )
+
+
 def patient() -> RetryInvoker:
-    """Flower's way to try requests again, for which a limit of time in a TLS handshake is a limit of time like any other."""
+    """Flower's way to try requests again: whatever breaks the line off but for a certificate that is not the coordinator's, and for some
+    time a coordinator that is unwell: an answer of 500 may be about the request after all."""
     invoker = make_simple_http_retry_invoker()
-    hopeless = invoker.should_giveup
-    assert hopeless is not None
-    invoker.should_giveup = lambda error: not isinstance(error, httpx.TimeoutException) and hopeless(error)
+    hopeless, backing_off = invoker.should_giveup, invoker.on_backoff
+    assert hopeless is not None and backing_off is not None
+
+    def give_up(error: Exception) -> bool:
+        if isinstance(error, httpx.TransportError):
+            return "certificate verify failed" in str(error).lower()
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNAUTHORIZED:
+            log(ERROR, NOT_TAKEN)  # Flower ends the process next, and calls that graceful
+        return not unwell(error) and hopeless(error)
+
+    def back_off(state: RetryState) -> None:
+        error = state.exception
+        if error and unwell(error) and hopeless(error) and state.elapsed_time > UNWELL_SECONDS:
+            raise error
+        backing_off(state)
+
+    invoker.recoverable_exceptions = (httpx.TransportError, httpx.HTTPStatusError)
+    invoker.should_giveup, invoker.on_backoff = give_up, back_off
     return invoker
 
 
@@ -109,23 +181,25 @@ def make_sound(contact: Path) -> None:
         contact: touched whenever the coordinator has answered.
     """
     connection: Any = line
-    connection.make_simple_http_retry_invoker, connection.HeartbeatSender = patient, Heart
+    connection.make_simple_http_retry_invoker, connection.HeartbeatSender, Heart.contact = patient, Heart, contact
     loop: Any = flower
     push, pull = loop._push_messages, loop._pull_and_store_message
 
     @wraps(push)
-    def send(state: Any, object_store: Any, **more: Any) -> None:
-        push(Replies(state, object_store), Objects(object_store), **more)
+    def send(state: Any, object_store: Any, push_object: Callable[..., None], **more: Any) -> None:
+        push(Replies(state, object_store), Objects(object_store), push_object=insistent(push_object), **more)
 
     @wraps(pull)
-    def take(*, receive: Callable[[], Any], **more: Any) -> int:
+    def take(*, state: Any, object_store: Any, receive: Callable[[], Any], **more: Any) -> int:
         def heard() -> Any:
+            for left in list(state.msg_store):
+                state.delete_messages(message_ids=[left])
+                object_store.delete(left)
             answer = receive()
-            with suppress(OSError):
-                contact.touch()
+            note(contact)
             return answer
 
-        while (run := pull(receive=heard, **more)) is None:
+        while (run := pull(state=state, object_store=object_store, receive=heard, **more)) is None:
             time.sleep(POLL_SECONDS)
         return int(run)
 

@@ -88,6 +88,7 @@ def connect(
 @app.command()
 def sites(dir: Folder, as_json: AsJson = False) -> None:
     """List the hospitals and whether they are online. One that fell silent counts as online for up to a minute."""
+    from strategies.certificate import read_notice
     from strategies.members import TROUBLE
     from strategies.presence import read_presence
     from strategies.service import require_service
@@ -96,6 +97,8 @@ def sites(dir: Folder, as_json: AsJson = False) -> None:
     there = read_presence(dir)
     if (file := dir / TROUBLE).exists() and (trouble := file.read_text("utf-8")):
         typer.echo(f"the list of hospitals is not followed: {trouble}", err=True)
+    if told := read_notice(dir):
+        typer.echo(told, err=True)
     if as_json:
         typer.echo(json.dumps(there))
         return

@@ -41,6 +41,7 @@ class Control:
             root_certificates=ca.read_bytes(),
             interceptors=[RuntimeVersionHttpInterceptor(component_name="medsynx-coordinator")],
         )
+        self.client._client._mounts.clear()  # a proxy of the environment leads away from this machine
 
     def register(self, name: str, public_key: bytes) -> int:
         """Admit a site's node by its public key (OpenSSH or PEM bytes as flwr reads them); returns the node id."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import httpx
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from medsynx.flower_records import ACTION, reply_from_records, request_to_records
 from medsynx.wire import Reply, Request
@@ -63,7 +64,7 @@ class FlowerFederation:
 
         messages = [message(s) for s in asked]
         # The grid answers with one id a message, in order; an empty one was not taken.
-        taken = {s: m for s, m in zip(asked, self.grid.push_messages(messages), strict=True) if m}
+        taken = {s: m for s, m in zip(asked, self._push(messages), strict=True) if m}
         for site, number in taken.items():
             threading.Thread(target=self._pull, args=(site, message, number, until, inbox, away), daemon=True).start()
         waiting = set(taken)
@@ -78,6 +79,13 @@ class FlowerFederation:
             answers[site] = _answer(site, reply, self.roster[site])
         return [answers.get(s, Answer(s, None, "offline" if s in away else "late")) for s in sorted(sites)]
 
+    def _push(self, messages: list[Message]) -> list[str]:
+        """An id a message. A SuperLink that could not store one (its disk is full) is away, like one that does not answer: the run starts again."""
+        try:
+            return list(self.grid.push_messages(messages))
+        except ObjectPushError:
+            raise OSError("the SuperLink did not store a message") from None
+
     def _pull(
         self, site: str, message: Callable[[str], Message], number: str, until: float, inbox: Inbox, away: set[str]
     ) -> None:
@@ -85,7 +93,7 @@ class FlowerFederation:
         try:
             while time.monotonic() < until:
                 if site in away and self.roster[site] in set(self.grid.get_node_ids()):
-                    (number,) = self.grid.push_messages([message(site)])
+                    (number,) = self._push([message(site)])
                     if number:
                         away.discard(site)
                 for reply in [] if site in away else self.grid.pull_messages([number]):

@@ -3,14 +3,22 @@
 Flower's signature of a fleet request covers its time and not its content, and is good for five minutes. So the gate takes each signed time of a key
 once: a request that is sent again, or its headers with another content, is refused. What has no signature is refused before Flower reads it, and
 whoever made a key of their own and signed with it uses nothing up: a key counts as a site's once Flower has done what it asked.
+
+Flower does some requests once: it hands a message out, announces a reply, stores an object. A site whose line broke off before the answer asks again,
+and Flower would have no message for it, or say that it lacks nothing of the reply. So the gate keeps such answers for a while and gives them again.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+import hashlib
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -35,6 +43,9 @@ MAX_FLEET_BODY = 64 * 2**20
 #: signed times of one key held at once: 60 requests a second for as long as they are held, 2.4 MB; beyond that this key waits
 REMEMBERED = 20_000
 WINDOW_SECONDS = TIMESTAMP_TOLERANCE + 3 * SYSTEM_TIME_TOLERANCE
+PULL, BEAT = "/v1/fleet/pull-messages", "/v1/fleet/send-node-heartbeat"
+ONCE = frozenset({PULL, "/v1/fleet/push-messages", "/v1/fleet/push-object"})  #: what Flower does once
+KEPT, MAX_KEPT = 4, 2**20  #: answers of a site that are kept (it has two requests under way at most), and bytes of one
 
 
 class Once:
@@ -64,6 +75,40 @@ class Once:
             self.seen.pop(key, None)
 
 
+@dataclass
+class Answers:
+    """The last answers of one site to requests that Flower does once: for the same request again, since its answer may have been lost.
+
+    Attributes:
+        kept: by path and content; when, and the answer as it was sent. Oldest first.
+        turn: held while Flower does one of them, so that the same one does not overtake it.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    kept: dict[bytes, tuple[float, list[Any]]] = field(default_factory=dict)
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def again(self, path: str, content: bytes) -> list[Any]:
+        """The answer to the same request; nothing where it is a new one. All requests for a message are alike: it is the same one as long as the
+        site, which takes one at a time, has asked for nothing else since."""
+        if path not in (PULL, BEAT):
+            self.kept = {k: a for k, a in self.kept.items() if k[:1] != b"<"}
+        at, answer = self.kept.get(self._name(path, content), (0.0, []))
+        return answer if answer and self.clock() - at < WINDOW_SECONDS else []
+
+    def keep(self, path: str, content: bytes, answer: list[Any]) -> None:
+        """Keep an answer that says something: no message, or an object that was not stored, is said in no bytes."""
+        body = b"".join(part.get("body", b"") for part in answer)
+        if path in ONCE and 0 < len(body) <= MAX_KEPT:
+            self.kept[self._name(path, content)] = self.clock(), answer
+            for oldest in list(self.kept)[:-KEPT]:
+                del self.kept[oldest]
+
+    @staticmethod
+    def _name(path: str, content: bytes) -> bytes:
+        return (b"<" if path == PULL else b">") + hashlib.sha256(path.encode() + b" " + content).digest()
+
+
 def gate(app: App, server: httpx.AsyncClient | None = None) -> App:
     """The public side of the SuperLink's ``app``.
 
@@ -71,7 +116,7 @@ def gate(app: App, server: httpx.AsyncClient | None = None) -> App:
         server: where enrolment is answered; without one it is forbidden too.
     """
     once = Once()
-    sites: set[bytes] = set()  # keys with which Flower has done something
+    sites: dict[bytes, Answers] = {}  # keys with which Flower has done something
 
     async def fleet(scope: Any, receive: Any, send: Any) -> None:
         if wrong := _malformed(scope["headers"]):
@@ -83,21 +128,46 @@ def gate(app: App, server: httpx.AsyncClient | None = None) -> App:
         elif wrong := once.refusal(key, signed):
             await _answer(send, *wrong)
         else:
-            status = 500
+            await pass_on(scope, receive, send, key, signed)
 
-            async def watched(message: Any) -> None:
-                nonlocal status
-                if message["type"] == "http.response.start":
-                    status = message["status"]
-                    if status < 400:
-                        sites.add(key)
-                await send(message)
+    async def pass_on(scope: Any, receive: Any, send: Any, key: bytes, signed: bytes) -> None:
+        """Ask Flower, unless it has done just that for this site. One that has gone away meanwhile does not stop Flower half-way."""
+        path, site, status, content = scope["path"], sites.get(key, Answers()), 500, b""
+        answer, done = list[Any](), asyncio.Event()
 
-            try:
-                await app(scope, receive, watched)
-            finally:
-                if status == 401 or key not in sites:
-                    once.forget(key, signed)
+        async def watched(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if status < 400:
+                    sites.setdefault(key, site)
+            if path in ONCE:
+                answer.append(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                if status == 200 and path in ONCE:
+                    site.keep(path, content, answer)
+                done.set()
+            await send(message)
+
+        async def whole() -> Any:
+            if unread:
+                return {"type": "http.request", "body": unread.pop()}
+            await done.wait()
+            return {"type": "http.disconnect"}
+
+        try:
+            if (body := await _body(receive)) is None:
+                return
+            content, unread = body, [body]
+            async with site.turn if path in ONCE else nullcontext():
+                kept = site.again(path, content) if _fresh(signed) else []
+                for part in kept:
+                    await send(part)
+                if not kept:
+                    await app(scope, whole, watched)
+        finally:
+            if status == 401 or key not in sites:
+                once.forget(key, signed)
 
     async def enrolment(scope: Any, receive: Any, send: Any, server: httpx.AsyncClient) -> None:
         body, more = b"", True
@@ -158,6 +228,27 @@ def _signed(headers: list[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
     except (binascii.Error, ValueError, TypeError, AttributeError, UnsupportedAlgorithm):  # also keys of another kind
         sound = False
     return (key, time_) if sound else (b"", b"")
+
+
+def _fresh(signed: bytes) -> bool:
+    """Whether Flower would take a request of this time."""
+    try:
+        age = (datetime.now(UTC) - datetime.fromisoformat(signed.decode())).total_seconds()
+    except (ValueError, TypeError):
+        return False
+    return -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
+
+
+async def _body(receive: Any) -> bytes | None:
+    """The whole content of a request; None when its sender has gone."""
+    parts, more = list[bytes](), True
+    while more:
+        part = await receive()
+        if part["type"] == "http.disconnect":
+            return None
+        parts.append(part.get("body", b""))
+        more = bool(part.get("more_body"))
+    return b"".join(parts)
 
 
 async def _answer(send: Any, status: int, body: bytes, kind: str = "text/plain") -> None:

@@ -108,9 +108,11 @@ class Keeper:
             )
             return
         flower = self.control.start(str(self.folder.request(name)["study"]), name)
+        self.watched[name] = _Watched(
+            flower
+        )  # first: where the disk is full, one run is going on and not one more at each look
         at = datetime.now(UTC).isoformat(timespec="seconds")
         self.folder.add_attempt(name, {"flower": str(flower), "at": at, "why": why, "exchanges": done})
-        self.watched[name] = _Watched(flower)
         log.info("run %s: started (%s), %d exchanges are done", name, why, done)
 
     def _end(self, name: str) -> bool:

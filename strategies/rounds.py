@@ -229,6 +229,9 @@ class Run:
         if self.masked and step.cargo == "secure-sum":
             journal = self._journal(step.name)
             return self._secure_sum(SecureSum(self.federation, study, priced, request, journal), asked, missing)
+        if len(asked) < study.rounds.quorum:  # it could not count, and a site that is asked pays
+            self._record(step.name, began, [], missing, 0)
+            raise QuorumLost(step.name, study.rounds.quorum, missing)
         good: dict[str, Reply] = {}
         for answer in self.federation.ask(request, asked, study.rounds.deadline_seconds):
             reason = _reason(answer, request, priced, study)

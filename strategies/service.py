@@ -18,6 +18,7 @@ from medsynx.errors import MedsynxError
 from medsynx.keys import private_folder
 from medsynx.listening import require_port, require_trust
 from medsynx.processes import Supervisor, alone, held
+from strategies.certificate import Expiry
 from strategies.coordinator import CoordinatorFolder
 from strategies.keeper import Keeper
 from strategies.presence import Presence
@@ -61,11 +62,12 @@ def serve(
                 )
             time.sleep(TICK_SECONDS)
         tell(f"ready: hospitals reach {gate[0]}:{gate[1]}")
-        presence = Presence(folder, runtime.control)
+        presence, expiry = Presence(folder, runtime.control), Expiry(folder, tls)
         while True:
             check(supervisor)
             keeper.tend()
             presence.tend()
+            expiry.tend()
             time.sleep(TICK_SECONDS)
 
 

@@ -193,3 +193,18 @@ def test_a_site_with_a_new_key_is_asked_again_in_the_same_run():
     assert federation.sites() == ["east"]
     roster["west"] = 3
     assert federation.sites() == ["east", "west"] and federation.roster["west"] == 3
+
+
+def test_a_superlink_that_cannot_store_a_question_is_away_and_the_run_is_not_lost(monkeypatch):
+    """Its disk is full, or its database locked: the run is started again behind its last exchange, as when it does not answer."""
+    from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+
+    from strategies.flower import FlowerFederation
+
+    class Grid:
+        def push_messages(self, messages):
+            raise ObjectPushError("object", 1, "session")
+
+    monkeypatch.setattr("strategies.flower.Message", lambda records, node, action, ttl: node)
+    with pytest.raises(OSError, match="did not store"):
+        FlowerFederation(Grid(), lambda: {"east": 1}).ask(Request("r", "d" * 64, "s", State()), ["east"], 1.0)

@@ -18,9 +18,10 @@ from sqlmodel import Session
 from typer.testing import CliRunner
 
 from medsynx.errors import CODES, MedsynxError
+from medsynx.flower_processes import NOT_TAKEN
 from medsynx.keys import public_pem
 from medsynx.processes import free_port
-from onehost.certificates import make_tls
+from onehost.certificates import authority, certified, make_tls
 from server.app import create_app
 from server.auth import service as auth
 from server.enrolment import service
@@ -267,6 +268,8 @@ def test_the_end_of_a_supernode_is_told_with_its_reason():
     assert "runs elsewhere" in why(refused)
     assert "runs elsewhere" not in why([*refused, *start, failed, "Connection refused", *rest])
     assert why([*start, failed, "Connection refused", *rest]) == f"{failed} Connection refused"
+    assert "clock is wrong" in why([f"ERROR :     {NOT_TAKEN}", "INFO :      SuperNode terminated gracefully.", *rest])
+    assert "clock" not in why([f"ERROR :     {NOT_TAKEN}", *start, failed, "Connection refused", *rest])
     assert why(["first", "last words\n"]) == "last words" and why([]) == "nothing in its log"
     assert why([*start, "\x1b[2Jall is well"]) == "?[2Jall is well", "what it says moves no cursor"
 
@@ -444,3 +447,13 @@ def test_preflight_names_each_problem(bench, monkeypatch, damage, check, code, s
         assert code in run(SiteFolder(bench.folder), "preflight", "--json", code=status)
     finally:
         (bench.folder / "node.key").chmod(0o600)
+
+
+def test_a_certificate_that_has_ended_is_told_from_one_of_another_authority(federation, bench, tmp_path):
+    """Nobody stands between: to look for a proxy that inspects TLS, and not to go on, would be the wrong remedy."""
+    tls, port = certified(tmp_path / "tls", *authority(), days=-1), free_port()
+    bench.url, bench.ca = f"https://localhost:{port}", tls.ca.read_text()
+    with listening(federation.app, tls, port):
+        found = first(bench)
+    assert (found.check, found.code) == ("tls", "server-unwell")
+    assert "not valid by this machine's clock" in found.says and "certificate has ended" in found.remedy

@@ -1,5 +1,6 @@
 """Flower's own loop, state and object store, with the SuperNode's calls to the SuperLink played: every message is answered by its own reply."""
 
+import logging
 import signal
 import subprocess
 import sys
@@ -13,10 +14,13 @@ from flwr.app import ConfigRecord, Message, Metadata, RecordDict
 from flwr.app.error import Error
 from flwr.app.message import make_message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.run import RunNotRunningException
 from flwr.supernode import start_client_internal as flower
 from flwr.supernode.nodestate import NodeStateFactory
 
+from medsynx.flower_processes import NOT_TAKEN
 from site_agent import supernode
 
 RUN = 7
@@ -113,6 +117,40 @@ def test_a_reply_whose_content_does_not_come_is_given_up(loop, monkeypatch):
     assert sent(*loop) == ["two"]
 
 
+def test_a_message_whose_run_ended_on_the_way_never_gets_in_the_next_ones_way(loop):
+    """Flower leaves it in its state; when its task's token has expired it is spoken for, and that reply would be sent in the next one's turn."""
+    state, objects = loop
+    first = asked(state, objects, "first")
+    calls = dict.fromkeys(
+        ["node_config", "get_run", "get_fab", "pull_object", "confirm_message_received", "trusted_entities"]
+    )
+
+    def receive():
+        raise RunNotRunningException  # the last of the run
+
+    with pytest.raises(KeyboardInterrupt):
+        flower._pull_and_store_message(state=state, object_store=objects, receive=stopping(receive), **calls)
+    second = asked(state, objects, "second")
+    put(state, objects, Message(Error(code=5, reason="its token has expired"), reply_to=first))
+    assert sent(state, objects, 1.2) is None, "that is no answer to the second"
+    replied(state, objects, second, "two")
+    time.sleep(1)
+    assert state.msg_store == {}, "and this one was sent"
+
+
+def stopping(receive):
+    """Flower's loop goes on for ever: it is left at the second time."""
+    times = []
+
+    def once():
+        times.append(1)
+        if len(times) > 1:
+            raise KeyboardInterrupt
+        return receive()
+
+    return once
+
+
 def test_it_asks_every_second_and_notes_that_it_was_answered(loop, monkeypatch, tmp_path):
     naps, waiting = [], iter([None, None])
     monkeypatch.setattr(supernode, "time", SimpleNamespace(sleep=naps.append))  # other threads sleep as they do
@@ -135,21 +173,98 @@ TIMED_OUT = httpx.ConnectTimeout("_ssl.c:989: The handshake operation timed out"
 WRONG_CA = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
 
 
+BROKEN_OFF = httpx.ConnectError(
+    "[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred in violation of protocol (_ssl.c:1006)"
+)
+
+
+def answered(status):
+    request = httpx.Request("POST", "https://gate")
+    return httpx.HTTPStatusError(str(status), request=request, response=httpx.Response(status, request=request))
+
+
+def call(*outcomes):
+    left, invoker = iter(outcomes), supernode.line.make_simple_http_retry_invoker()
+    invoker.wait_function = lambda seconds: None
+
+    def request():
+        if isinstance(outcome := next(left), Exception):
+            raise outcome
+        return outcome
+
+    return invoker.invoke(request)
+
+
 def test_a_handshake_on_a_dead_line_is_tried_again_and_a_wrong_certificate_is_not(loop):
-    def call(*outcomes):
-        left, invoker = iter(outcomes), supernode.line.make_simple_http_retry_invoker()
-        invoker.wait_function = lambda seconds: None
-
-        def request():
-            if isinstance(outcome := next(left), Exception):
-                raise outcome
-            return outcome
-
-        return invoker.invoke(request)
-
     assert call(TIMED_OUT, httpx.ReadTimeout("timed out"), TIMED_OUT, "answered") == "answered"
+    assert call(BROKEN_OFF, httpx.ProxyError("503 Service Unavailable"), httpx.ReadError(""), "answered") == "answered"
     with pytest.raises(httpx.ConnectError, match="verify failed"):
         call(TIMED_OUT, WRONG_CA, "never asked")
+
+
+def test_a_coordinator_that_is_unwell_is_asked_again_for_some_time(loop, monkeypatch):
+    """Its database is locked, its disk full: a reply that was under way must not be lost by it."""
+    assert call(answered(500), answered(429), answered(503), answered(500), "answered") == "answered"
+    with pytest.raises(httpx.HTTPStatusError):
+        call(answered(404), "never asked")
+    monkeypatch.setattr(supernode, "UNWELL_SECONDS", -1)
+    assert call(answered(503), answered(502), "answered") == "answered", (
+        "there is nobody behind the gate: no answer at all"
+    )
+    with pytest.raises(httpx.HTTPStatusError, match="500"):
+        call(answered(503), answered(500), "never asked")
+
+
+def test_it_says_that_its_signature_is_not_taken_before_it_ends(loop, monkeypatch, caplog):
+    """Else it ends gracefully, and nobody learns that the clock of this machine is wrong."""
+    ended = []
+    monkeypatch.setattr("flwr.supercore.retry.http_retry.os.kill", lambda *how: ended.append(how))
+    monkeypatch.setattr("flwr.supercore.retry.http_retry.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
+    with caplog.at_level(logging.ERROR):
+        call(answered(401), "answered")
+    assert len(ended) == 1 and NOT_TAKEN in caplog.text
+
+
+@pytest.mark.parametrize(("beat", "lives"), [(500, True), (429, True), (False, True), (404, False)])
+def test_a_heartbeat_outlives_an_unwell_coordinator_and_notes_that_it_was_answered(
+    loop, monkeypatch, tmp_path, beat, lives
+):
+    killed, beats = [], iter([answered(beat) if beat else False, True])
+    monkeypatch.setattr(supernode.os, "kill", lambda *how: killed.append(how))
+
+    def one():
+        if isinstance(outcome := next(beats), Exception):
+            raise outcome
+        return outcome
+
+    heart = supernode.line.HeartbeatSender(one)
+    heart.start()
+    end = time.monotonic() + 10
+    while not (killed or (tmp_path / "contact").exists()) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert (tmp_path / "contact").exists() == lives and bool(killed) != lives
+    if lives:
+        heart.stop()
+
+
+def test_an_object_that_could_not_be_stored_is_pushed_again(loop, monkeypatch):
+    monkeypatch.setattr(supernode, "PAUSES", (0.01, 0.01))
+    state, objects = loop
+    for refusals, tries in ((2, 3), (9, 3)):
+        message, pushed = asked(state, objects, f"refused {refusals}"), []
+        replied(state, objects, message, "whole")
+
+        def push_object(run, session, name, content, *, pushed=pushed, refusals=refusals):
+            pushed.append(name)
+            if len(pushed) <= refusals:
+                raise ObjectPushError(name, run, session)
+
+        def send(reply, tree, duration):
+            return {tree.object_id}, "session"
+
+        flower._push_messages(state=state, object_store=objects, send=send, push_object=push_object)
+        assert len(pushed) == tries and state.msg_store == {}
 
 
 ENDS = """

@@ -1,6 +1,8 @@
 """The gate: what passes, and that a signed time passes once."""
 
+import asyncio
 import base64
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -177,3 +179,102 @@ async def test_the_server_behind_is_away_or_asked_too_much():
     app = gate(Flower(), httpx.AsyncClient(transport=httpx.MockTransport(away), base_url="http://server"))
     assert await ask(app, "/enrolment", body=b"{}") == 502
     assert await ask(app, "/enrolment", body=b"x" * 20_000) == 413
+
+
+class Link(Flower):
+    """A SuperLink that does things once: hands a message out, announces a reply, stores an object."""
+
+    def __init__(self, **queues):
+        super().__init__()
+        self.queues = queues
+
+    async def __call__(self, scope, receive, send):
+        name = scope["path"].rpartition("/")[2]
+        self.paths.append(name)
+        while (await receive()).get("more_body"):
+            pass
+        left = self.queues.get(name, [])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": left.pop(0) if left else b""})
+
+
+class Site:
+    """A SuperNode that signs now, whose answers may get lost."""
+
+    def __init__(self, link, key=NORTH):
+        self.app, self.key = gate(link), key
+
+    async def ask(self, name, body=b"", at=None):
+        when = (at or datetime.now(UTC)).isoformat().encode()
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=self.app), base_url="https://gate") as client:
+            answer = await client.post(f"/v1/fleet/{name}", content=body, headers=signed(when, self.key))
+        return answer.status_code, answer.content
+
+
+async def test_an_answer_that_was_lost_is_given_again():
+    """Flower has handed the message out, announced the reply, stored the object: asked again it would say that there is nothing."""
+    site = Site(Link(**{"pull-messages": [b"m1", b"m2"], "push-messages": [b"lacks"], "push-object": [b"ok", b"ok"]}))
+    assert await site.ask("pull-messages") == (200, b"m1")
+    assert await site.ask("send-node-heartbeat") == (200, b"")
+    assert await site.ask("pull-messages") == (200, b"m1"), "the same message again"
+    assert await site.ask("get-run") == (200, b"")
+    assert await site.ask("pull-messages") == (200, b"m2"), "the site has gone on: it had the first"
+    assert [await site.ask("push-messages", b"reply") for _ in range(2)] == [(200, b"lacks")] * 2
+    for name in (b"o1", b"o2", b"o1", b"o2"):
+        assert await site.ask("push-object", name) == (200, b"ok"), "two are on their way at once"
+    assert await site.ask("push-object", b"o3") == (200, b""), "what was not stored is not said to be"
+    assert await site.ask("pull-messages") == (200, b"")
+    assert await site.ask("pull-messages") == (200, b"")
+
+
+async def test_a_lost_answer_is_its_own_sites_and_not_for_ever(monkeypatch):
+    link = Link(**{"pull-messages": [b"m1"], "push-messages": [b"a", b"b", b"c", b"d", b"e"]})
+    site = Site(link)
+    assert await site.ask("pull-messages") == (200, b"m1")
+    assert await site.ask("pull-messages", at=datetime.now(UTC) - timedelta(seconds=400)) == (200, b""), (
+        "Flower's to refuse"
+    )
+    site.key = SOUTH
+    assert await site.ask("pull-messages") == (200, b"")
+    site.key = NORTH
+    monkeypatch.setattr(gate_module, "WINDOW_SECONDS", 0)
+    assert await site.ask("pull-messages") == (200, b""), "too long ago"
+    monkeypatch.undo()
+    assert [(await site.ask("push-messages", str(k).encode()))[1] for k in range(5)] == [b"a", b"b", b"c", b"d", b"e"]
+    assert await site.ask("push-messages", b"0") == (200, b""), "the oldest is forgotten"
+    assert await site.ask("push-messages", b"4") == (200, b"e")
+
+
+async def test_a_site_that_goes_away_stops_nothing_and_finds_the_answer_when_it_is_back():
+    """The line is cut after the request: Flower has taken the message out of its queue."""
+    site = Site(Link(**{"pull-messages": [b"m1"]}))
+    assert await site.ask("activate-node") == (200, b"")
+    parts = [{"type": "http.request", "body": b""}]
+
+    async def receive():
+        return parts.pop() if parts else {"type": "http.disconnect"}
+
+    async def send(message):
+        """To nobody, as uvicorn does it."""
+
+    headers = [*signed(datetime.now(UTC).isoformat().encode()), (b"content-length", b"0")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/fleet/pull-messages", "headers": headers}
+    await site.app(scope, receive, send)
+    assert await site.ask("pull-messages") == (200, b"m1")
+
+
+async def test_the_same_request_does_not_overtake_the_first():
+    """It was tried again while the SuperLink still was at it: it waits for that answer."""
+    going, link = asyncio.Event(), Link(**{"push-messages": [b"lacks"]})
+
+    async def slow(scope, receive, send):
+        if scope["path"].endswith("push-messages"):
+            await going.wait()
+        await link(scope, receive, send)
+
+    site = Site(slow)
+    await site.ask("activate-node")
+    both = [asyncio.ensure_future(site.ask("push-messages", b"reply")) for _ in range(2)]
+    await asyncio.sleep(0.05)
+    going.set()
+    assert await asyncio.gather(*both) == [(200, b"lacks")] * 2 and link.paths.count("push-messages") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import subprocess
 import sys
@@ -96,6 +97,22 @@ def test_a_superlink_that_is_away_is_waited_for(kept):
     flower.away = False
     keeper.tend()
     assert list(flower.runs) == [1]
+
+
+def test_a_full_disk_does_not_start_a_run_again_at_each_look(kept, monkeypatch):
+    folder, flower, keeper = kept
+    with monkeypatch.context() as full:
+        full.setattr(CoordinatorFolder, "add_attempt", refuse)
+        for _ in range(5):
+            keeper.tend()
+        assert list(flower.runs) == [1], "it is going on, though nothing could be noted"
+    dies(folder, flower)
+    keeper.tend()
+    assert list(flower.runs) == [1, 2] and [a["flower"] for a in folder.attempts("r")] == ["2"]
+
+
+def refuse(*what):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_two_cannot_conduct_one_run_and_a_killed_one_lets_go(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from medsynx.privacy import share_std
 from medsynx.secure_sum.ring import RING
 from medsynx.study import parse_study
 from medsynx.wire import Reply, Request
+from site_agent.ledger import Ledger
 from site_agent.service import SiteService
 from strategies.aggregate import TAIL, combine, fault
 from strategies.attendance import Attendance
@@ -55,6 +56,23 @@ def test_too_few_answers_fail_the_run_by_name(tmp_path, study):
     assert caught.value.missing == {"x": "study-not-approved"} and "x (study-not-approved)" in caught.value.message
     with pytest.raises(QuorumLost):
         Run(study, InProcessFederation(handlers(tmp_path / "one", study, count=1)), "r1").conduct()
+
+
+def test_nobody_pays_for_a_step_that_cannot_reach_its_quorum(tmp_path, raw_study):
+    """One of two has gone: what the other would answer could not count, so it is not asked."""
+    study = parse_study(raw_study | {"rounds": {"quorum": 2, "deadline_seconds": 0.1}})
+    federation = InProcessFederation(handlers(tmp_path, study, count=2))
+    everybody, asked = federation.sites(), []
+    answer, federation.ask = (
+        federation.ask,
+        lambda request, sites, seconds: asked.append(sites) or answer(request, sites, 60),
+    )
+    federation.sites = lambda: everybody if not asked else ["s0"]
+    with pytest.raises(QuorumLost) as lost:
+        Run(study, federation, "r1").conduct()
+    assert asked == [["s0", "s1"]] and lost.value.missing == {"s1": "offline"}
+    spent = [e["step"] for e in Ledger(tmp_path / "s0" / "ledger.sqlite").chain.entries() if e["kind"] == "reserve"]
+    assert spent == ["tables"]
 
 
 def test_one_site_without_noise_makes_the_whole_run_not_private(tmp_path, study):

@@ -6,10 +6,12 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import httpx
 import pytest
 import uvicorn
 
 from medsynx.errors import MedsynxError
+from medsynx.flower_processes import flower_env
 from medsynx.listening import require_port, require_trust
 from medsynx.processes import Supervisor, free_port
 from onehost.certificates import make_tls
@@ -55,6 +57,33 @@ def test_ready_means_that_the_gate_listens_too(tmp_path, listening, host):
     until = time.monotonic() + 60
     while not runtime.ready():
         assert time.monotonic() < until
+
+
+def test_a_proxy_of_the_environment_does_not_stand_between_the_coordinators_own_parts(tmp_path, listening, monkeypatch):
+    tls, start = listening
+    for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    runtime = Runtime(Supervisor(), tmp_path, tmp_path / "service", tls, ("127.0.0.1", free_port()))
+    for port in (runtime.private_port, runtime.gate[1]):
+        start(port)
+    assert runtime.ready()
+    with pytest.raises(httpx.HTTPStatusError):  # it is asked, and is no SuperLink
+        runtime.control.online()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(None, "127.0.0.1"), ("intern.example", "intern.example,127.0.0.1"), ("*", "*")]
+)
+def test_what_flowers_processes_tell_each_other_on_a_machine_goes_through_no_proxy(
+    tmp_path, monkeypatch, before, after
+):
+    """The executor of a site shows its secret to the SuperNode beside it."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    if before:
+        monkeypatch.setenv("NO_PROXY", before)
+    env = flower_env(tmp_path / "home")
+    assert env["NO_PROXY"] == env["no_proxy"] == after
 
 
 def test_a_superlink_whose_gate_cannot_listen_ends(monkeypatch):
