@@ -109,11 +109,12 @@ class Answers:
         return (b"<" if path == PULL else b">") + hashlib.sha256(path.encode() + b" " + content).digest()
 
 
-def gate(app: App, server: httpx.AsyncClient | None = None) -> App:
+def gate(app: App, server: httpx.AsyncClient | None = None, knows: Callable[[bytes], bool] = lambda key: False) -> App:
     """The public side of the SuperLink's ``app``.
 
     Args:
         server: where enrolment is answered; without one it is forbidden too.
+        knows: whether a key is a site's at this moment: a kept answer is given to no other. Flower itself judges all other requests.
     """
     once = Once()
     sites: dict[bytes, Answers] = {}  # keys with which Flower has done something
@@ -161,9 +162,10 @@ def gate(app: App, server: httpx.AsyncClient | None = None) -> App:
             content, unread = body, [body]
             async with site.turn if path in ONCE else nullcontext():
                 kept = site.again(path, content) if _fresh(signed) else []
-                for part in kept:
+                known = await asyncio.to_thread(knows, key) if kept else False
+                for part in kept if known else []:
                     await send(part)
-                if not kept:
+                if not known:
                     await app(scope, whole, watched)
         finally:
             if status == 401 or key not in sites:

@@ -43,8 +43,12 @@ def main() -> None:
 
     def create_gated(*args: Any, **kwargs: Any) -> Any:
         app = create_app(*args, **kwargs)
+
+        def knows(key: bytes) -> bool:
+            return app.state.linkstate_factory.state().get_node_id_by_public_key(key) is not None
+
         config = uvicorn.Config(
-            gate(app, server),
+            gate(app, server, knows),
             host=os.environ[GATE_HOST],
             port=int(os.environ[GATE_PORT]),
             lifespan="off",

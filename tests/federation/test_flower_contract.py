@@ -11,6 +11,7 @@ from medsynx.wire import Reply, Request
 
 
 def test_internal_names_are_where_we_import_them():
+    import flwr.superlink.dependencies.linkstate
     import flwr.superlink.main
     from flwr.supercore.control import ControlHttpClient
     from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
@@ -27,6 +28,8 @@ def test_internal_names_are_where_we_import_them():
         "object_store",
     ]
     assert "_pull_and_store_message" in inspect.getsource(site_agent.supernode.flower.start_client_internal)
+    assert "app.state.linkstate_factory = " in inspect.getsource(flwr.superlink.main.create_app)
+    assert callable(flwr.superlink.dependencies.linkstate.LinkState.get_node_id_by_public_key)
     connection = inspect.getsource(site_agent.supernode.line.http_request_response)
     assert "make_simple_http_retry_invoker()" in connection and "HeartbeatSender(send_node_heartbeat)" in connection
     assert list(inspect.signature(pull_task_input).parameters) == ["client"]

@@ -230,7 +230,7 @@ def test_cargo_is_made_by_the_door_alone():
 
 
 def test_nothing_else_in_the_site_agent_opens_an_outbound_channel():
-    """The executor speaks, to its own SuperNode on loopback, and so do SuperNode and membership, which know no record and are known to nothing that does."""
+    """The executor speaks, to its own SuperNode on loopback; SuperNode and membership do, which know no record and are known to nothing that does."""
     outbound = {"socket", "httpx", "requests", "urllib", "http", "smtplib", "ftplib", "aiohttp", "grpc"}
     membership = {"line", "enrolment", "preflight", "membership_cli", "run", "supernode"}
     knowing = {"door", "service", "datasets", "ingest", "images", "ledger", "vault", "secure_sum", "client_app", "deid"}

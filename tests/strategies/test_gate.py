@@ -202,7 +202,8 @@ class Site:
     """A SuperNode that signs now, whose answers may get lost."""
 
     def __init__(self, link, key=NORTH):
-        self.app, self.key = gate(link), key
+        self.known = {public_key_to_bytes(k.public_key()) for k in (NORTH, SOUTH)}
+        self.app, self.key = gate(link, knows=lambda key: key in self.known), key
 
     async def ask(self, name, body=b"", at=None):
         when = (at or datetime.now(UTC)).isoformat().encode()
@@ -237,6 +238,10 @@ async def test_a_lost_answer_is_its_own_sites_and_not_for_ever(monkeypatch):
     site.key = SOUTH
     assert await site.ask("pull-messages") == (200, b"")
     site.key = NORTH
+    known, site.known = site.known, set()
+    assert await site.ask("pull-messages") == (200, b""), "Flower's to refuse: its key was shut out"
+    site.known = known
+    assert await site.ask("pull-messages") == (200, b"m1")
     monkeypatch.setattr(gate_module, "WINDOW_SECONDS", 0)
     assert await site.ask("pull-messages") == (200, b""), "too long ago"
     monkeypatch.undo()
