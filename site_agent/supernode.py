@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -40,9 +41,8 @@ from medsynx.flower_processes import CONTACT, NOT_TAKEN
 
 POLL_SECONDS = 1.0
 CONTENT_SECONDS = 60.0  #: to wait for one object of a reply
-UNWELL_SECONDS = (
-    300.0  #: to try a request again that is answered 429 or 500; one that is answered 502 to 504 is tried for ever
-)
+#: to try a request again that is answered 429 or 500; one that is answered 502 to 504 is tried for ever
+UNWELL_SECONDS = 300.0
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  #: between tries of an object that was not stored
 
 
@@ -119,7 +119,9 @@ class Heart(HeartbeatSender):
             try:
                 heard = beat()
             except httpx.HTTPStatusError as refused:
-                if not unwell(refused):
+                if refused.response.status_code == httpx.codes.UNAUTHORIZED:
+                    log(ERROR, NOT_TAKEN)  # Flower has begun to end the process
+                elif not unwell(refused):
                     raise
                 return False
             if heard:
@@ -154,6 +156,7 @@ def patient() -> RetryInvoker:
     time a coordinator that is unwell: an answer of 500 may be about the request after all."""
     invoker = make_simple_http_retry_invoker()
     hopeless, backing_off = invoker.should_giveup, invoker.on_backoff
+    mine = threading.local()  # since: when the coordinator was first found unwell by this thread's request
     assert hopeless is not None and backing_off is not None
 
     def give_up(error: Exception) -> bool:
@@ -165,8 +168,12 @@ def patient() -> RetryInvoker:
 
     def back_off(state: RetryState) -> None:
         error = state.exception
-        if error and unwell(error) and hopeless(error) and state.elapsed_time > UNWELL_SECONDS:
-            raise error
+        if state.tries == 1:
+            mine.since = None
+        if error and unwell(error) and hopeless(error):
+            mine.since = mine.since or time.monotonic()
+            if time.monotonic() - mine.since > UNWELL_SECONDS:
+                raise error
         backing_off(state)
 
     invoker.recoverable_exceptions = (httpx.TransportError, httpx.HTTPStatusError)

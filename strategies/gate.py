@@ -16,7 +16,7 @@ import binascii
 import hashlib
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -24,10 +24,12 @@ from typing import Any
 import httpx
 from cryptography.exceptions import UnsupportedAlgorithm
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
+from flwr.proto.fleet_pb2 import PullMessagesResponse
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
+from google.protobuf.message import DecodeError
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 HEALTH = "/health"
@@ -45,7 +47,7 @@ REMEMBERED = 20_000
 WINDOW_SECONDS = TIMESTAMP_TOLERANCE + 3 * SYSTEM_TIME_TOLERANCE
 PULL, BEAT = "/v1/fleet/pull-messages", "/v1/fleet/send-node-heartbeat"
 ONCE = frozenset({PULL, "/v1/fleet/push-messages", "/v1/fleet/push-object"})  #: what Flower does once
-KEPT, MAX_KEPT = 4, 2**20  #: answers of a site that are kept (it has two requests under way at most), and bytes of one
+KEPT, MAX_KEPT = 4, 2**20  #: answers to a site's pushes that are kept (it has two under way at most), and bytes of one
 
 
 class Once:
@@ -80,28 +82,31 @@ class Answers:
     """The last answers of one site to requests that Flower does once: for the same request again, since its answer may have been lost.
 
     Attributes:
-        kept: by path and content; when, and the answer as it was sent. Oldest first.
+        kept: by path and content; when, for how many seconds, and the answer as it was sent. Oldest first.
         turn: held while Flower does one of them, so that the same one does not overtake it.
     """
 
     clock: Callable[[], float] = time.monotonic
-    kept: dict[bytes, tuple[float, list[Any]]] = field(default_factory=dict)
+    kept: dict[bytes, tuple[float, float, list[Any]]] = field(default_factory=dict)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def again(self, path: str, content: bytes) -> list[Any]:
-        """The answer to the same request; nothing where it is a new one. All requests for a message are alike: it is the same one as long as the
-        site, which takes one at a time, has asked for nothing else since."""
-        if path not in (PULL, BEAT):
+        """The answer to the same request; nothing where it is a new one. All requests for a message are alike: it is the same one until the site asks
+        for something of a message. A reply that it pushes meanwhile is to an earlier one."""
+        if path not in ONCE | {BEAT}:
             self.kept = {k: a for k, a in self.kept.items() if k[:1] != b"<"}
-        at, answer = self.kept.get(self._name(path, content), (0.0, []))
-        return answer if answer and self.clock() - at < WINDOW_SECONDS else []
+        at, seconds, answer = self.kept.get(self._name(path, content), (0.0, 0.0, []))
+        return answer if self.clock() - at < min(seconds, WINDOW_SECONDS) else []
 
     def keep(self, path: str, content: bytes, answer: list[Any]) -> None:
         """Keep an answer that says something: no message, or an object that was not stored, is said in no bytes."""
         body = b"".join(part.get("body", b"") for part in answer)
         if path in ONCE and 0 < len(body) <= MAX_KEPT:
-            self.kept[self._name(path, content)] = self.clock(), answer
-            for oldest in list(self.kept)[:-KEPT]:
+            name = self._name(path, content)
+            self.kept.pop(name, None)
+            self.kept[name] = self.clock(), _seconds(path, body), answer
+            alike = [k for k in self.kept if k[:1] == name[:1]]
+            for oldest in alike[: -1 if path == PULL else -KEPT]:
                 del self.kept[oldest]
 
     @staticmethod
@@ -137,11 +142,11 @@ def gate(app: App, server: httpx.AsyncClient | None = None, knows: Callable[[byt
         answer, done = list[Any](), asyncio.Event()
 
         async def watched(message: Any) -> None:
-            nonlocal status
+            nonlocal status, site
             if message["type"] == "http.response.start":
                 status = message["status"]
                 if status < 400:
-                    sites.setdefault(key, site)
+                    site = sites.setdefault(key, site)  # of two that came first at once
             if path in ONCE:
                 answer.append(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
@@ -239,6 +244,15 @@ def _fresh(signed: bytes) -> bool:
     except (ValueError, TypeError):
         return False
     return -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
+
+
+def _seconds(path: str, body: bytes) -> float:
+    """How long an answer is of use: a message as long as Flower would hand it out."""
+    if path == PULL:
+        with suppress(DecodeError, IndexError):
+            said = PullMessagesResponse.FromString(body).messages_list[0].metadata
+            return float(said.created_at + said.ttl - time.time())
+    return WINDOW_SECONDS
 
 
 async def _body(receive: Any) -> bytes | None:

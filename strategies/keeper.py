@@ -19,6 +19,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -54,6 +55,7 @@ class Keeper:
     def __init__(self, folder: CoordinatorFolder, control: Control) -> None:
         self.folder, self.control = folder, control
         self.watched: dict[str, _Watched] = {}
+        self.unnoted: dict[str, list[dict[str, Any]]] = {}  # starts for which the disk had no room
 
     def tend(self) -> None:
         """Look after every run that has no result; to be called now and then.
@@ -79,7 +81,7 @@ class Keeper:
                 fail(self.folder, name, "run-stopped", "stopped by the coordinator")
         elif watched is None:
             if self._end(name):
-                self._start(name, RESTARTED if self.folder.attempts(name) else "asked for")
+                self._start(name, RESTARTED if self._attempts(name) else "asked for")
         elif not self._lives(folder, watched) and self.folder.result(name) is None and self._end(name):
             self._start(name, DIED)
 
@@ -95,10 +97,9 @@ class Keeper:
         return self.control.status(watched.flower)[0] != "finished"  # not there yet, or never to come
 
     def _start(self, name: str, why: str) -> None:
-        attempts, done = self.folder.attempts(name), self.folder.exchanges(name)
-        own = [
-            a for a in attempts if a["why"] != RESTARTED
-        ]  # what the service's end took along says nothing of the run
+        attempts, done = self._attempts(name), self.folder.exchanges(name)
+        # what the service's end took along says nothing of the run
+        own = [a for a in attempts if a["why"] != RESTARTED]
         if why == DIED and len(own) > LIMIT and all(a["exchanges"] == done for a in own[-LIMIT - 1 :]):
             fail(
                 self.folder,
@@ -108,16 +109,21 @@ class Keeper:
             )
             return
         flower = self.control.start(str(self.folder.request(name)["study"]), name)
-        self.watched[name] = _Watched(
-            flower
-        )  # first: where the disk is full, one run is going on and not one more at each look
-        at = datetime.now(UTC).isoformat(timespec="seconds")
-        self.folder.add_attempt(name, {"flower": str(flower), "at": at, "why": why, "exchanges": done})
+        self.watched[name], at = _Watched(flower), datetime.now(UTC).isoformat(timespec="seconds")
+        unnoted = self.unnoted.setdefault(name, [])
+        unnoted.append({"flower": str(flower), "at": at, "why": why, "exchanges": done})
+        while unnoted:
+            self.folder.add_attempt(name, unnoted[0])
+            del unnoted[0]
         log.info("run %s: started (%s), %d exchanges are done", name, why, done)
+
+    def _attempts(self, name: str) -> list[dict[str, Any]]:
+        """Every start of a run, noted or not."""
+        return [*self.folder.attempts(name), *self.unnoted.get(name, [])]
 
     def _end(self, name: str) -> bool:
         """Make sure that no ServerApp conducts this run any more. False when its lock stays held: the run is left as it is until the next look."""
-        for attempt in self.folder.attempts(name)[-1:]:
+        for attempt in self._attempts(name)[-1:]:
             with contextlib.suppress(httpx.HTTPStatusError):  # it has ended, or this SuperLink never knew it
                 if self.control.status(int(attempt["flower"]))[0] != "finished":
                     self.control.stop(int(attempt["flower"]))

@@ -183,11 +183,12 @@ def answered(status):
     return httpx.HTTPStatusError(str(status), request=request, response=httpx.Response(status, request=request))
 
 
-def call(*outcomes):
-    left, invoker = iter(outcomes), supernode.line.make_simple_http_retry_invoker()
+def call(*outcomes, waits=()):
+    left, invoker, naps = iter(outcomes), supernode.line.make_simple_http_retry_invoker(), iter(waits)
     invoker.wait_function = lambda seconds: None
 
     def request():
+        time.sleep(next(naps, 0))
         if isinstance(outcome := next(left), Exception):
             raise outcome
         return outcome
@@ -213,6 +214,12 @@ def test_a_coordinator_that_is_unwell_is_asked_again_for_some_time(loop, monkeyp
     )
     with pytest.raises(httpx.HTTPStatusError, match="500"):
         call(answered(503), answered(500), "never asked")
+    monkeypatch.setattr(supernode, "UNWELL_SECONDS", 0.2)
+    wait = [0.5, 0, 0, 0.5]  # the line was away for longer than that: it counts from the first 500
+    outcomes = [httpx.ReadError(""), answered(500), answered(500), answered(500)]
+    assert call(*outcomes[:3], "answered", waits=wait) == "answered"
+    with pytest.raises(httpx.HTTPStatusError, match="500"):
+        call(*outcomes, "never asked", waits=wait)
 
 
 def test_it_says_that_its_signature_is_not_taken_before_it_ends(loop, monkeypatch, caplog):
@@ -251,20 +258,21 @@ def test_a_heartbeat_outlives_an_unwell_coordinator_and_notes_that_it_was_answer
 def test_an_object_that_could_not_be_stored_is_pushed_again(loop, monkeypatch):
     monkeypatch.setattr(supernode, "PAUSES", (0.01, 0.01))
     state, objects = loop
-    for refusals, tries in ((2, 3), (9, 3)):
-        message, pushed = asked(state, objects, f"refused {refusals}"), []
+    for refusals, stored in ((2, 1), (9, 0)):
+        message, pushed, taken = asked(state, objects, f"refused {refusals}"), [], []
         replied(state, objects, message, "whole")
 
-        def push_object(run, session, name, content, *, pushed=pushed, refusals=refusals):
+        def push_object(run, session, name, content, *, pushed=pushed, taken=taken, refusals=refusals):
             pushed.append(name)
             if len(pushed) <= refusals:
                 raise ObjectPushError(name, run, session)
+            taken.append(name)
 
         def send(reply, tree, duration):
             return {tree.object_id}, "session"
 
         flower._push_messages(state=state, object_store=objects, send=send, push_object=push_object)
-        assert len(pushed) == tries and state.msg_store == {}
+        assert len(pushed) == 3 and len(taken) == stored and state.msg_store == {}
 
 
 ENDS = """

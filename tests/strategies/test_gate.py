@@ -2,11 +2,14 @@
 
 import asyncio
 import base64
+import time
 from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.proto.fleet_pb2 import PullMessagesResponse
+from flwr.proto.message_pb2 import Message, Metadata
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 
 from strategies import gate as gate_module
@@ -224,8 +227,46 @@ async def test_an_answer_that_was_lost_is_given_again():
     for name in (b"o1", b"o2", b"o1", b"o2"):
         assert await site.ask("push-object", name) == (200, b"ok"), "two are on their way at once"
     assert await site.ask("push-object", b"o3") == (200, b""), "what was not stored is not said to be"
+    assert await site.ask("confirm-message-received") == (200, b"")
     assert await site.ask("pull-messages") == (200, b"")
     assert await site.ask("pull-messages") == (200, b"")
+
+
+async def test_a_message_that_is_not_heard_of_waits_behind_the_reply_to_another():
+    pushes = {"push-messages": [b"lacks"], "push-object": [b"ok"] * 9}
+    site = Site(Link(**{"pull-messages": [b"m2", b"m3"]}, **pushes))
+    assert await site.ask("pull-messages") == (200, b"m2"), "on a bad line, asked for before the site took its first"
+    await site.ask("push-messages", b"reply to m1")
+    for number in range(9):
+        assert await site.ask("push-object", str(number).encode()) == (200, b"ok")
+    assert await site.ask("pull-messages") == (200, b"m2")
+    await site.ask("pull-object")
+    assert await site.ask("pull-messages") == (200, b"m3")
+
+
+@pytest.mark.parametrize(("age", "given"), [(50, True), (70, False)])
+async def test_a_message_is_given_again_no_longer_than_flower_would(age, given):
+    said = Metadata(created_at=time.time() - age, ttl=60.0)
+    message = PullMessagesResponse(messages_list=[Message(metadata=said)]).SerializeToString()
+    site = Site(Link(**{"pull-messages": [message]}))
+    assert await site.ask("pull-messages") == (200, message)
+    assert await site.ask("pull-messages") == (200, message if given else b"")
+
+
+async def test_two_requests_that_come_first_at_once_share_what_is_kept():
+    going, link = asyncio.Event(), Link(**{"pull-messages": [b"m1"]})
+
+    async def slow(scope, receive, send):
+        if scope["path"].endswith("pull-messages"):
+            await going.wait()
+        await link(scope, receive, send)
+
+    site = Site(slow)
+    first = asyncio.ensure_future(site.ask("pull-messages"))
+    while await site.ask("send-node-heartbeat") != (200, b""):
+        pass
+    going.set()
+    assert await first == (200, b"m1") == await site.ask("pull-messages")
 
 
 async def test_a_lost_answer_is_its_own_sites_and_not_for_ever(monkeypatch):

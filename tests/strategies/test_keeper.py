@@ -108,7 +108,27 @@ def test_a_full_disk_does_not_start_a_run_again_at_each_look(kept, monkeypatch):
         assert list(flower.runs) == [1], "it is going on, though nothing could be noted"
     dies(folder, flower)
     keeper.tend()
-    assert list(flower.runs) == [1, 2] and [a["flower"] for a in folder.attempts("r")] == ["2"]
+    assert list(flower.runs) == [1, 2] and [a["flower"] for a in folder.attempts("r")] == ["1", "2"]
+
+
+def test_a_run_that_could_not_be_noted_is_stopped_like_any_other(kept, monkeypatch):
+    folder, flower, keeper = kept
+    monkeypatch.setattr(CoordinatorFolder, "add_attempt", refuse)
+    keeper.tend()
+    (folder.run("r") / "stop").touch()
+    keeper.tend()
+    assert flower.runs == {1: "finished"} and folder.result("r")["code"] == "run-stopped"
+
+
+def test_a_full_disk_allows_no_more_starts(kept, monkeypatch):
+    folder, flower, keeper = kept
+    monkeypatch.setattr(CoordinatorFolder, "add_attempt", refuse)
+    for _ in range(3 * LIMIT):
+        keeper.tend()
+        if folder.result("r"):
+            break
+        dies(folder, flower)
+    assert len(flower.runs) == LIMIT + 1 and folder.result("r")["code"] == "coordinator-failed"
 
 
 def refuse(*what):
