@@ -18,12 +18,14 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from site_agent.deid.dicom import clean_dicom
+from site_agent.deid.engine import Folder, Tally, run
 from site_agent.deid.keys import SiteKey
 from site_agent.deid.model import Cleaned
 from site_agent.deid.profile import Profile
 from site_agent.deid.recipe import Recipe
 
 KEY = SiteKey(bytes(range(32)))
+NO_PIXELS = Recipe(clean_pixel_data=False)
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 #: nobody's names: none of these words is in the vocabulary
 FAMILY, GIVEN, OTHER, MRN = "Qozivaruk", "Temilopad", "Wubexafin", "M83746152"
@@ -185,3 +187,13 @@ def deid(src: Path, dst: Path, key: Path, *more: object) -> tuple[int, dict[str,
     done = medsynx("deid", src, dst, "--key-file", key, "--json", *more)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
+
+
+def files_of(dst: Path) -> list[Path]:
+    """The clean files below a destination."""
+    return sorted(p for p in dst.rglob("*") if p.is_file() and ".medsynx" not in p.parts and p.parent != dst)
+
+
+def run_here(roots: list[Path], dst: Path, key: SiteKey = KEY, recipe: Recipe = NO_PIXELS, **more: Any) -> Tally:
+    """De-identify into a folder, in this process."""
+    return run([Path(r) for r in roots], Folder(dst), "files", key, recipe, **more)
