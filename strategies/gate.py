@@ -86,7 +86,6 @@ class Answers:
         turn: held while Flower does one of them, so that the same one does not overtake it.
     """
 
-    clock: Callable[[], float] = time.monotonic
     kept: dict[bytes, tuple[float, float, list[Any]]] = field(default_factory=dict)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -96,7 +95,7 @@ class Answers:
         if path not in ONCE | {BEAT}:
             self.kept = {k: a for k, a in self.kept.items() if k[:1] != b"<"}
         at, seconds, answer = self.kept.get(self._name(path, content), (0.0, 0.0, []))
-        return answer if self.clock() - at < min(seconds, WINDOW_SECONDS) else []
+        return answer if time.monotonic() - at < min(seconds, WINDOW_SECONDS) else []
 
     def keep(self, path: str, content: bytes, answer: list[Any]) -> None:
         """Keep an answer that says something: no message, or an object that was not stored, is said in no bytes."""
@@ -104,7 +103,7 @@ class Answers:
         if path in ONCE and 0 < len(body) <= MAX_KEPT:
             name = self._name(path, content)
             self.kept.pop(name, None)
-            self.kept[name] = self.clock(), _seconds(path, body), answer
+            self.kept[name] = time.monotonic(), _seconds(path, body), answer
             alike = [k for k in self.kept if k[:1] == name[:1]]
             for oldest in alike[: -1 if path == PULL else -KEPT]:
                 del self.kept[oldest]
@@ -138,7 +137,7 @@ def gate(app: App, server: httpx.AsyncClient | None = None, knows: Callable[[byt
 
     async def pass_on(scope: Any, receive: Any, send: Any, key: bytes, signed: bytes) -> None:
         """Ask Flower, unless it has done just that for this site. One that has gone away meanwhile does not stop Flower half-way."""
-        path, site, status, content = scope["path"], sites.get(key, Answers()), 500, b""
+        path, site, status, content = scope["path"], sites.get(key) or Answers(), 500, b""
         answer, done = list[Any](), asyncio.Event()
 
         async def watched(message: Any) -> None:
@@ -162,7 +161,7 @@ def gate(app: App, server: httpx.AsyncClient | None = None, knows: Callable[[byt
             return {"type": "http.disconnect"}
 
         try:
-            if (body := await _body(receive)) is None:
+            if (body := await _body(receive, MAX_FLEET_BODY)) is None:
                 return
             content, unread = body, [body]
             async with site.turn if path in ONCE else nullcontext():
@@ -177,10 +176,8 @@ def gate(app: App, server: httpx.AsyncClient | None = None, knows: Callable[[byt
                 once.forget(key, signed)
 
     async def enrolment(scope: Any, receive: Any, send: Any, server: httpx.AsyncClient) -> None:
-        body, more = b"", True
-        while more and len(body) <= MAX_BODY:
-            part = await receive()
-            body, more = body + part.get("body", b""), bool(part.get("more_body"))
+        if (body := await _body(receive, MAX_BODY)) is None:
+            return
         if len(body) > MAX_BODY:
             await _answer(send, 413, b"too large")
             return
@@ -255,15 +252,15 @@ def _seconds(path: str, body: bytes) -> float:
     return WINDOW_SECONDS
 
 
-async def _body(receive: Any) -> bytes | None:
-    """The whole content of a request; None when its sender has gone."""
-    parts, more = list[bytes](), True
-    while more:
+async def _body(receive: Any, most: int) -> bytes | None:
+    """The content of a request, read no further once it is longer than so many bytes; None when its sender has gone."""
+    parts, size, more = list[bytes](), 0, True
+    while more and size <= most:
         part = await receive()
         if part["type"] == "http.disconnect":
             return None
         parts.append(part.get("body", b""))
-        more = bool(part.get("more_body"))
+        size, more = size + len(parts[-1]), bool(part.get("more_body"))
     return b"".join(parts)
 
 

@@ -10,6 +10,19 @@ import time
 from contextlib import contextmanager, suppress
 
 
+def start(what, *more) -> None:
+    """Do something in a thread of its own."""
+    threading.Thread(target=what, args=more, daemon=True).start()
+
+
+def accept(listener: socket.socket, serve) -> None:
+    """Serve each connection in a thread of its own, until the listener is closed."""
+    with suppress(OSError):
+        while True:
+            near, _ = listener.accept()
+            start(serve, near)
+
+
 class Line:
     """Forwards a port of its own to another one of this machine. While it is dead, bytes wait in it as they would for TCP's next attempt.
 
@@ -30,7 +43,7 @@ class Line:
         self._turn = {True: threading.Lock(), False: threading.Lock()}
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
-        self._start(self._accept)
+        start(accept, self._listener, self._connect)
 
     @contextmanager
     def dead(self, *, half: bool = False):
@@ -47,12 +60,6 @@ class Line:
     def close(self) -> None:
         self._listener.close()
 
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                self._start(self._connect, near)
-
     def _connect(self, near: socket.socket) -> None:
         self._open[True].wait()
         try:
@@ -60,7 +67,7 @@ class Line:
         except OSError:
             near.close()
             return
-        self._start(self._forward, near, far, True)
+        start(self._forward, near, far, True)
         self._forward(far, near, False)
 
     def _forward(self, source: socket.socket, target: socket.socket, outwards: bool) -> None:
@@ -82,10 +89,6 @@ class Line:
         with suppress(OSError):
             target.shutdown(socket.SHUT_WR)
 
-    @staticmethod
-    def _start(what, *more) -> None:
-        threading.Thread(target=what, args=more, daemon=True).start()
-
 
 class Proxy:
     """An HTTPS proxy as hospitals have one: CONNECT and nothing else.
@@ -99,16 +102,10 @@ class Proxy:
         self.asked, self.refuses = set[str](), False
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        Line._start(self._accept)
+        start(accept, self._listener, self._answer)
 
     def close(self) -> None:
         self._listener.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                Line._start(self._answer, near)
 
     def _answer(self, near: socket.socket) -> None:
         with suppress(OSError, ValueError), near:
@@ -123,7 +120,7 @@ class Proxy:
             host, _, port = place.rpartition(":")
             with socket.create_connection((host, int(port))) as far:
                 near.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-                Line._start(self._forward, near, far)
+                start(self._forward, near, far)
                 self._forward(far, near)
 
     @staticmethod

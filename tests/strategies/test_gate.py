@@ -201,6 +201,17 @@ class Link(Flower):
         await send({"type": "http.response.body", "body": left.pop(0) if left else b""})
 
 
+def held_up(link, name, going):
+    """A SuperLink that is at the requests of one name until it may go on."""
+
+    async def app(scope, receive, send):
+        if scope["path"].endswith(name):
+            await going.wait()
+        await link(scope, receive, send)
+
+    return app
+
+
 class Site:
     """A SuperNode that signs now, whose answers may get lost."""
 
@@ -255,13 +266,7 @@ async def test_a_message_is_given_again_no_longer_than_flower_would(age, given):
 
 async def test_two_requests_that_come_first_at_once_share_what_is_kept():
     going, link = asyncio.Event(), Link(**{"pull-messages": [b"m1"]})
-
-    async def slow(scope, receive, send):
-        if scope["path"].endswith("pull-messages"):
-            await going.wait()
-        await link(scope, receive, send)
-
-    site = Site(slow)
+    site = Site(held_up(link, "pull-messages", going))
     first = asyncio.ensure_future(site.ask("pull-messages"))
     while await site.ask("send-node-heartbeat") != (200, b""):
         pass
@@ -312,13 +317,7 @@ async def test_a_site_that_goes_away_stops_nothing_and_finds_the_answer_when_it_
 async def test_the_same_request_does_not_overtake_the_first():
     """It was tried again while the SuperLink still was at it: it waits for that answer."""
     going, link = asyncio.Event(), Link(**{"push-messages": [b"lacks"]})
-
-    async def slow(scope, receive, send):
-        if scope["path"].endswith("push-messages"):
-            await going.wait()
-        await link(scope, receive, send)
-
-    site = Site(slow)
+    site = Site(held_up(link, "push-messages", going))
     await site.ask("activate-node")
     both = [asyncio.ensure_future(site.ask("push-messages", b"reply")) for _ in range(2)]
     await asyncio.sleep(0.05)

@@ -55,6 +55,16 @@ def dies(folder: CoordinatorFolder, flower: Flower) -> None:
         pass
 
 
+def dies_until_it_is_failed(folder: CoordinatorFolder, flower: Flower, keeper: Keeper) -> None:
+    """Behind the same exchange each time."""
+    for _ in range(3 * LIMIT):
+        keeper.tend()
+        if folder.result("r"):
+            break
+        dies(folder, flower)
+    assert len(flower.runs) == LIMIT + 1 and folder.result("r")["code"] == "coordinator-failed"
+
+
 def test_a_run_is_started_once_and_again_as_soon_as_its_conductor_dies(kept):
     folder, flower, keeper = kept
     keeper.tend()
@@ -70,12 +80,7 @@ def test_a_run_is_started_once_and_again_as_soon_as_its_conductor_dies(kept):
 
 def test_one_that_dies_behind_the_same_exchange_again_and_again_is_failed(kept):
     folder, flower, keeper = kept
-    for _ in range(3 * LIMIT):
-        keeper.tend()
-        if folder.result("r"):
-            break
-        dies(folder, flower)
-    assert len(flower.runs) == LIMIT + 1 and folder.result("r")["code"] == "coordinator-failed"
+    dies_until_it_is_failed(folder, flower, keeper)
     keeper.tend()
     assert len(flower.runs) == LIMIT + 1 and folder.open_runs() == []
 
@@ -123,12 +128,7 @@ def test_a_run_that_could_not_be_noted_is_stopped_like_any_other(kept, monkeypat
 def test_a_full_disk_allows_no_more_starts(kept, monkeypatch):
     folder, flower, keeper = kept
     monkeypatch.setattr(CoordinatorFolder, "add_attempt", refuse)
-    for _ in range(3 * LIMIT):
-        keeper.tend()
-        if folder.result("r"):
-            break
-        dies(folder, flower)
-    assert len(flower.runs) == LIMIT + 1 and folder.result("r")["code"] == "coordinator-failed"
+    dies_until_it_is_failed(folder, flower, keeper)
 
 
 def refuse(*what):
